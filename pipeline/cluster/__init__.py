@@ -1,0 +1,1 @@
+"""Ranks from any launcher, the devices of this machine, local launch."""

@@ -1,0 +1,1 @@
+"""Sources, cleaning, deduplication, and the shard stage: raw corpora to text tars."""

@@ -1,0 +1,1 @@
+"""Perplexity, text and classification metrics, generation."""

@@ -1,0 +1,1 @@
+"""The Transformer, the recurrent baseline, and the way to and from Hugging Face."""

@@ -1,0 +1,93 @@
+"""What a person sees while work is done: a bar with rate and time left on a terminal, plain lines in logs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("pipeline")
+LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes above a running bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging(verbose: bool = False) -> None:
+    """Send the package's messages to standard error: plain, one line each."""
+    log.handlers[:] = [_TerminalHandler()]
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.propagate = False
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Also append messages, with date and time, to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class Progress:
+    """Counts work done. On a terminal a bar, elsewhere a line every ten seconds."""
+
+    def __init__(self, title: str, total: int, unit: str, start: int = 0) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = self.first = start
+        self.started = self.last_line = time.monotonic()
+        self.note = ""
+        self.bar = (
+            tqdm(total=total, initial=start, desc=title, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """Add work done; `note` is shown beside it (a loss, a file name)."""
+        self.done += amount
+        self.note = note or self.note
+        if self.bar is not None:
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(amount)
+        elif time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.monotonic()
+            log.info(self.line())
+
+    def line(self) -> str:
+        """Share done, rate, time left and the note, as one line."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rate = (self.done - self.first) / seconds
+        left = f", {tqdm.format_interval((self.total - self.done) / rate)} left" if rate and self.total else ""
+        share = f"{self.done / self.total:4.0%}" if self.total else tqdm.format_sizeof(self.done) + self.unit
+        note = f"  {self.note}" if self.note else ""
+        return f"{self.title} {share}  {tqdm.format_sizeof(rate)}{self.unit}/s{left}{note}"
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str = "B", start: int = 0) -> Iterator[Progress]:
+    """Show progress while the block runs. total: 0 when unknown; start: work already done before."""
+    shown = Progress(title, total, unit, start)
+    try:
+        yield shown
+    finally:
+        shown.close()

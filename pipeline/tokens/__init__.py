@@ -1,0 +1,1 @@
+"""The tokenizer, token tars, and the exact stream: text tars to batches."""
