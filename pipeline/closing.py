@@ -1,0 +1,73 @@
+"""The last lines of `pipeline run`: what was made, how good it is, what to try next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.manifest import Manifest
+from pipeline.recipe import Recipe
+
+
+def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: Sequence[str]) -> list[str]:
+    """The sum of a finished run.
+
+    Args: made, each stage's manifest; typed, the recipe as typed; words, the `key=value` words as typed.
+    """
+    workdir = recipe.workdir
+    lines = ["", f"Made in {workdir} (seed {recipe.seed}):"]
+    for name, manifest in made.items():
+        size = manifest.total_bytes()
+        shown = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+        lines.append(f"  {name:<20} {shown:>9} {round(manifest.seconds):>6} s   {_folder(recipe, name)}")
+    lines += ["", "How good it is, on held-out data:", *quality_lines(recipe)]
+    settings = " ".join(word for word in words if word.startswith(("workdir=", "name=")))
+    run = f"{typed} {settings}".strip()
+    sft = next((name for name, task in recipe.finetune.items() if task.task == "sft"), None)
+    chat = f"--chat --task {sft}" if sft else '--prompt "def "'
+    lines += [
+        "",
+        "Try next:",
+        f"  pipeline generate {run} {chat}",
+        f"  mlflow ui --backend-store-uri sqlite:///{workdir.parent / 'mlflow.db'}",
+        "  pipeline run my.yaml        # your own text: five lines of YAML, see README.md",
+        "",
+        f"Report: {workdir / 'report.html'}",
+    ]
+    return lines
+
+
+def quality_lines(recipe: Recipe) -> list[str]:
+    """One line a model that was evaluated, each beside what it must beat."""
+    folder = recipe.workdir / "evaluation"
+    language = _read(folder / "language_model.json")
+    baselines = ", ".join(f"{name} {value:.3f}" for name, value in language["baselines"].items())
+    lines = [f"  pretrained: {language['bits_per_byte']:.3f} bits per byte ({baselines})"]
+    for name, task in recipe.finetune.items():
+        found = _read(folder / f"{name}.json")
+        if task.task == "sft":
+            before, after = (_rouge(found[model]) for model in ("base", "finetuned"))
+            lines.append(f"  {name}: ROUGE-L {after:.3f} (before fine-tuning {before:.3f})")
+        else:
+            lines.append(
+                f"  {name}: accuracy {found['accuracy']:.1%} (majority class {found['majority_accuracy']:.1%}), "
+                f"macro-F1 {found['macro_f1']:.3f}"
+            )
+    return lines
+
+
+def _rouge(metrics: dict[str, float]) -> float:
+    return next(value for name, value in metrics.items() if name.lower().replace("-", "").startswith("rougel"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _folder(recipe: Recipe, name: str) -> Path:
+    from pipeline.stages import stages
+
+    return recipe.workdir / stages(recipe)[name].folder

@@ -1,0 +1,211 @@
+"""The run driver: for each stage skip, continue or begin; for stages that train, start ranks; at the end, the sum.
+
+A stage that trains runs in ranks. Without a launcher this process prepares the folder and starts the ranks, which
+come back here with their rank in the environment; under a launcher (srun, torchrun, deepspeed) they are here already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from pipeline import manifest as manifests
+from pipeline.cluster.ranks import read_ranks
+from pipeline.config import save_recipe
+from pipeline.errors import DataError, EnvironmentFault, PipelineError, Stopped, UserError
+from pipeline.files import write_text
+from pipeline.locks import hold
+from pipeline.manifest import Manifest
+from pipeline.progress import log, log_file
+from pipeline.recipe import FinetuneTask, PretrainSettings, Recipe
+from pipeline.stages import Stage, Status, load_stage, prepare, stages, status
+from pipeline.tracking import Tracker
+
+NO_ROOM = 1_000_000  # bytes free under which nothing can be written
+RANK_PATIENCE = 600.0  # seconds that a rank waits for rank 0 to prepare the stage
+
+
+def run_stage(recipe: Recipe, name: str, words: Sequence[str]) -> Manifest:
+    """Bring one stage up to date and return its manifest.
+
+    Args: name, as in `stages(recipe)`; words, the recipe and `key=value` words as typed, for ranks that are started.
+    Raises: UserError, Stopped; SystemExit with the status of ranks that have already said why they failed.
+    """
+    ranks = read_ranks()
+    found = status(recipe, name) if ranks is None or ranks.rank == 0 else None
+    if found and found.manifest:
+        log.info("%-20s skipped: %s", name, found.why)
+        return found.manifest
+    stage = stages(recipe)[name]
+    if ranks is not None and ranks.world_size > 1 and not stage.trains:
+        raise EnvironmentFault(
+            f"{name}: runs in one process, but a launcher ({ranks.launcher}) started {ranks.world_size}; "
+            "give it one task"
+        )
+    if ranks is not None and ranks.rank > 0:
+        found = _wait_for_rank_0(recipe, name)
+        return found.manifest or load_stage(stage)(recipe, found.work, Tracker())
+    _save_recipe(recipe)
+    with _full_disk_named(recipe), log_file(recipe.workdir / "logs" / f"{name}.log"):
+        if stage.trains and ranks is None:
+            return _start_ranks(recipe, stage, words)
+        with hold(recipe.workdir / "logs", name, stage.needs):
+            return _make(recipe, stage)
+
+
+def run_all(recipe: Recipe, words: Sequence[str]) -> dict[str, Manifest]:
+    """All stages in order, then the report. Returns each stage's manifest.
+
+    Raises: as `run_stage`.
+    """
+    ranks = read_ranks()
+    if ranks is not None and ranks.world_size > 1:
+        raise EnvironmentFault(
+            f"run: starts its own ranks, but a launcher ({ranks.launcher}) started {ranks.world_size} of it; "
+            "give the launcher a single stage, such as pretrain, or use slurm/pipeline.sh"
+        )
+    log.info("%s: seed %d, in %s", recipe.name, recipe.seed, recipe.workdir)
+    return {name: run_stage(recipe, name, words) for name in stages(recipe)}
+
+
+def warn_of_stale_inputs(recipe: Recipe, name: str) -> None:
+    """Say so when a stage that is run alone reads what another recipe made."""
+    for need in stages(recipe)[name].needs:
+        with contextlib.suppress(DataError):  # a source may be on another machine: then nobody can tell
+            found = status(recipe, need)
+            if found.state == "changed":
+                log.warning("%s: reads %s, made with other settings: %s", name, found.work.folder, found.why)
+
+
+# --- one stage -----------------------------------------------------------------------------------------------------
+
+
+def _make(recipe: Recipe, stage: Stage) -> Manifest:
+    """Run a stage in this process, which holds its lock."""
+    found = status(recipe, stage.name)  # again: the lock's holder before us may have finished it
+    if found.manifest:
+        log.info("%-20s skipped: %s", stage.name, found.why)
+        return found.manifest
+    _prepare(recipe, found)
+    from pipeline.tracking import open_tracker
+
+    run = load_stage(stage)
+    with _stop_on_signal(stage), open_tracker(recipe, found.work) as tracker:
+        made = run(recipe, found.work, tracker)
+    log.info("%-20s done in %s: %s", stage.name, duration(made.seconds), _size(made))
+    return made
+
+
+def _prepare(recipe: Recipe, found: Status) -> None:
+    for line in prepare(recipe, found):
+        log.info("%s", line)
+    log.info("%-20s %s", found.stage.name, "continues: " + found.why if found.state == "continue" else "starts")
+
+
+def _start_ranks(recipe: Recipe, stage: Stage, words: Sequence[str]) -> Manifest:
+    """Prepare the folder, let ranks on this machine do the work, read the manifest that rank 0 commits."""
+    with hold(recipe.workdir / "logs", stage.name, stage.needs):  # given back: rank 0 takes it for as long as it lives
+        found = status(recipe, stage.name)
+        if found.manifest:
+            return found.manifest
+        for line in prepare(recipe, found):
+            log.info("%s", line)
+    from pipeline.cluster.device import default_ranks
+    from pipeline.cluster.launch import launch_local
+
+    command, _, task = stage.name.partition(".")
+    arguments = [command, *words, *(["--task", task] if task else [])]
+    ended = launch_local(arguments, training_settings(recipe, stage.name).ranks or default_ranks())
+    if ended == 0:
+        return manifests.load(found.work.folder)
+    if ended == Stopped.status:
+        raise Stopped(f"{stage.name}: stopped early; the same command continues")
+    raise SystemExit(ended if 0 < ended < 128 else PipelineError.status)  # the rank has said why
+
+
+def _wait_for_rank_0(recipe: Recipe, name: str) -> Status:
+    """The stage's status once rank 0 has prepared its folder (or found it done)."""
+    deadline = time.monotonic() + RANK_PATIENCE
+    while True:
+        try:
+            found = status(recipe, name)
+            if found.state in ("continue", "done"):
+                return found
+        except DataError:  # rank 0 may be renaming the folder at this moment; it says what is really wrong
+            found = None
+        if time.monotonic() > deadline:
+            raise EnvironmentFault(
+                f"{name}: rank 0 has not prepared {recipe.workdir} within {RANK_PATIENCE:.0f} s; "
+                "is it on a file system that all nodes share?"
+            )
+        time.sleep(0.2)
+
+
+def training_settings(recipe: Recipe, name: str) -> PretrainSettings | FinetuneTask:
+    """The part of the recipe that a stage trains by."""
+    return recipe.pretrain if name == "pretrain" else recipe.finetune[name.partition(".")[2]]
+
+
+@contextlib.contextmanager
+def _stop_on_signal(stage: Stage) -> Iterator[None]:
+    """SIGTERM ends a stage in order, with status 75. Stages that train have their own way: they save first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"{stage.name}: stopped by {signal.Signals(number).name}; the same command continues")
+
+    if stage.trains:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _full_disk_named(recipe: Recipe) -> Iterator[None]:
+    """Libraries report a full disk in many ways; whatever failed while there was no room left is told as that."""
+    try:
+        yield
+    except (UserError, Stopped):
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(recipe.workdir).free
+        if free >= NO_ROOM and not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        raise EnvironmentFault(
+            f"{recipe.workdir}: the disk is full ({free / 1e6:.0f} MB free); free some space (or set workdir=… to a "
+            "larger disk) and give the same command again, it continues"
+        ) from error
+
+
+def _save_recipe(recipe: Recipe) -> None:
+    """Keep the resolved recipe with the run."""
+    path, text = recipe.workdir / "recipe.yaml", save_recipe(recipe)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _size(made: Manifest) -> str:
+    total = made.total_bytes()
+    shown = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
+    return f"{len(made.outputs)} file{'s' if len(made.outputs) != 1 else ''}, {shown}"
