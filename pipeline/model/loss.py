@@ -1,0 +1,69 @@
+"""Cross-entropy of a language model's last layer, without holding all logits in fp32.
+
+The logits of a batch are by far its largest tensor (batch · seq · vocab). `cross_entropy_sum` makes them a block of
+rows at a time, and while a block is at hand also makes its share of the gradients: nothing of size rows · vocab
+outlives its block, and the logits are computed once. The idea is that of Liger Kernel's fused linear cross-entropy
+(Hsu et al. 2024, arXiv:2410.10989), in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # a target that does not count
+BLOCK_ELEMENTS = 1 << 25  # logits made at once: 128 MiB in fp32
+
+
+def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log p(target) in fp32 nats, over the targets that are not -100.
+
+    hidden: (rows, dim); weight: (vocab, dim), the output layer; targets: (rows,) int64. Logits are made in the dtype
+    of `hidden`; the softmax is fp32. Returns a scalar, differentiable once in hidden and weight.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        loss: Tensor = _CrossEntropySum.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        return loss
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for rows in _blocks(hidden, weight):
+        logits = F.linear(hidden[rows], weight).float()
+        total += F.cross_entropy(logits, targets[rows], ignore_index=IGNORE, reduction="sum")
+    return total
+
+
+def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    rows = max(1, BLOCK_ELEMENTS // weight.size(0))
+    return [slice(first, first + rows) for first in range(0, hidden.size(0), rows)]
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        blocks = _blocks(hidden, weight)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        hidden_grad = torch.empty_like(hidden)
+        # Many blocks are summed in fp32: bf16 would lose the small shares.
+        weight_grad = torch.zeros_like(weight, dtype=weight.dtype if len(blocks) == 1 else torch.float32)
+        for rows in blocks:
+            block, wanted = hidden[rows], targets[rows]
+            logits = F.linear(block, weight)
+            scores = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            total += F.nll_loss(scores, wanted, ignore_index=IGNORE, reduction="sum")
+            # d loss / d logits = softmax − one-hot, and nothing where the target does not count
+            counts = wanted != IGNORE
+            grad = scores.exp_()
+            grad.scatter_add_(1, wanted.clamp(min=0)[:, None], -torch.ones_like(grad[:, :1]))
+            grad = (grad * counts[:, None]).to(hidden.dtype)
+            hidden_grad[rows] = grad @ weight
+            weight_grad += grad.t() @ block
+        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        scale = upstream[0]
+        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale.to(weight_grad.dtype), None
