@@ -319,15 +319,28 @@ class ExportSettings(Section):
     """Largest difference of a logit between the trained and the reloaded model, in fp32, relative to their scale."""
 
 
+RESERVED_TASKS = ("language_model", "samples", "manifest", "building")  # evaluation/<task>.json must be the task's
+
+
 class EvaluateSettings(Section):
     max_bytes: PositiveInt | None = None
-    """Bytes of validation text measured; null: all of it."""
+    """Bytes of validation text measured, of each source its share; null: all of it."""
+    context: PositiveInt | None = None
+    """Tokens that a language model sees at most; null: pretrain.seq_len. Never more than the model's own limit."""
+    stride: PositiveInt | None = None
+    """Tokens by which that window slides, so that targets have context - stride tokens before them; null: half."""
     batch: PositiveInt = no_effect(16)
     max_examples: PositiveInt = 200
     """Held-out examples a fine-tuned model is measured on."""
     max_new_tokens: PositiveInt = 48
     prompts: tuple[str, ...] = ("def ", "import ", "class ")
     """Openings whose continuations are shown in the report."""
+
+    @model_validator(mode="after")
+    def _window_slides(self) -> EvaluateSettings:
+        if self.context and self.stride and self.stride > self.context:
+            raise ValueError(f"stride ({self.stride}) is longer than context ({self.context}): tokens would be skipped")
+        return self
 
 
 class TrackingSettings(Section):
@@ -364,6 +377,13 @@ class Recipe(Section):
         if isinstance(values, dict) and not values.get("workdir"):
             values = {**values, "workdir": Path("runs") / str(values.get("name", "run"))}
         return values
+
+    @model_validator(mode="after")
+    def _task_names_are_free(self) -> Recipe:
+        for name in self.finetune:
+            if name in RESERVED_TASKS:
+                raise ValueError(f"finetune.{name}: evaluation/{name}.json is another file's name; rename the task")
+        return self
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Recipe:
