@@ -14,7 +14,7 @@ from pipeline.progress import Progress
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, tokenizer: Any, texts: Sequence[str], seq_len: int, batch: int, bar: Progress
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], *, seq_len: int, batch: int, bar: Progress
 ) -> list[str]:
     """The label that the model gives to each text.
 

@@ -17,13 +17,12 @@ from pipeline.errors import DataError
 class HeldOutText:
     """The held-out documents of one source, in the order of its tars.
 
-    bytes: UTF-8 bytes of all of them. max_bytes: how many of these are read (whole documents, at least one).
+    to_read: how many UTF-8 bytes of them are read (whole documents, at least one).
     """
 
     source: str
     tars: tuple[Path, ...]
-    bytes: int
-    max_bytes: int
+    to_read: int
 
     def texts(self) -> Iterator[str]:
         """The documents' texts, one at a time.
@@ -34,7 +33,7 @@ class HeldOutText:
         for tar in self.tars:
             for document in read_text_tar(tar):
                 size = len(document.text.encode())
-                if taken and taken + size > self.max_bytes:
+                if taken and taken + size > self.to_read:
                     return
                 taken += size
                 yield document.text
@@ -62,33 +61,35 @@ def held_out_text(text_folder: Path, max_bytes: int | None) -> list[HeldOutText]
         HeldOutText(
             source,
             tuple(tars),
-            sizes[source],
-            sizes[source] if max_bytes is None else -(-max_bytes * sizes[source] // total),
+            sizes[source] if max_bytes is None else min(sizes[source], -(-max_bytes * sizes[source] // total)),
         )
         for source, tars in sorted(sources.items())
         if sizes[source]
     ]
 
 
-def held_out_examples(path: Path, fields: tuple[str, ...], limit: int) -> list[dict[str, str]]:
-    """Held-out examples of a task, at most `limit`, chosen by a hash of their id and kept in the file's order.
+def read_examples(path: Path, fields: tuple[str, ...], limit: int | None = None) -> list[dict[str, str]]:
+    """Examples of a task, as its fine-tuning prepared them.
 
-    Args: path, JSON lines; fields, the keys that each must have, `id` among them.
-    Raises: DataError naming file and line when one is broken, or the file when it holds none.
+    Args: path, JSON lines; fields, the keys that are read; limit, at most so many, chosen by a hash of their `id` and
+    kept in the file's order.
+    Raises: DataError naming the file, and the line where one is broken.
     """
     found: list[dict[str, str]] = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                value = json.loads(line)
-                found.append({field: value[field] for field in fields})
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}:{number}: not an example with {', '.join(fields)} ({error}); delete "
-                    f"{path.parents[1]} and run the task's fine-tuning again"
-                ) from None
-    if not found:
-        raise DataError(f"{path}: no held-out example, so there is nothing to evaluate the task on; give it more data")
+    remedy = f"delete {path.parents[1]} and run its fine-tuning again"
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    value = json.loads(line)
+                    found.append({field: str(value[field]) for field in fields})
+                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    wanted = ", ".join(fields)
+                    raise DataError(f"{path}:{number}: not an example with {wanted} ({error}); {remedy}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from None
+    if limit is None or len(found) <= limit:
+        return found
     chosen = sorted(range(len(found)), key=lambda index: _hash(found[index]["id"]))[:limit]
     return [found[index] for index in sorted(chosen)]
 

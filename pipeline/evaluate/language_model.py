@@ -68,7 +68,7 @@ class Cost:
 
 
 def text_cost(
-    model: nn.Module, encoder: Encoder, texts: Iterable[str], context: int, stride: int, batch: int, bar: Progress
+    model: nn.Module, encoder: Encoder, texts: Iterable[str], *, context: int, stride: int, batch: int, bar: Progress
 ) -> Cost:
     """Cost of a text for a Hugging Face causal model.
 
@@ -135,11 +135,9 @@ def negative_log_likelihoods(model: nn.Module, inputs: Tokens, scored: int) -> t
     vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     rows = max(1, LOGITS // (vocabulary * (scored if keep else tokens.shape[1])))
     found = []
-    for part in tokens.split(rows):
+    for part in torch.split(tokens, rows):
         logits = model(input_ids=part[:, :-1], use_cache=False, **keep).logits[:, -scored:]
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1).float(), part[:, -scored:].flatten(), reduction="none"
-        )
+        losses = functional.cross_entropy(logits.flatten(0, 1).float(), part[:, -scored:].flatten(), reduction="none")
         found.append(losses.view(len(part), scored))
     return torch.cat(found)
 
