@@ -20,7 +20,7 @@ PEAK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Device:
-    """kind: `cuda` or `cpu`; index: which GPU; threads: cores this rank may use; bf16: whether bf16 is the fast type."""
+    """kind: `cuda` or `cpu`; index: which GPU; threads: cores this rank may use; bf16: is that the fast type."""
 
     kind: str
     index: int

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Checkpoint:
     world_size: int
     zero_stage: int
     dtype: str
-    files: dict[str, tuple[int, str]]
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
     format: int = 1
 
 
@@ -46,12 +46,12 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}"
 
 
-def save(engine: Any, folder: Path, ranks: Ranks, step: int, fingerprint: str, zero_stage: int, dtype: str) -> Path:
-    """Write a checkpoint from all ranks together, and commit it by one rename.
+def save(engine: Any, folder: Path, ranks: Ranks, about: Checkpoint) -> Path:
+    """Write a checkpoint from all ranks together, and commit it by one rename. `about` says what it is of.
 
     Raises: EnvironmentFault when the disk is full; what was saved before is still whole.
     """
-    final = path_of(folder, step)
+    final = path_of(folder, about.step)
     temporary = final.with_name(final.name + TEMPORARY)
     with disk_errors(final):
         if ranks.first:
@@ -69,8 +69,7 @@ def save(engine: Any, folder: Path, ranks: Ranks, step: int, fingerprint: str, z
             mine[path.relative_to(temporary).as_posix()] = (path.stat().st_size, sha256_file(path))
         described = {name: value for part in gather(mine) for name, value in part.items()}
         if ranks.first:
-            found = Checkpoint(step, fingerprint, ranks.world_size, zero_stage, dtype, dict(sorted(described.items())))
-            write_json(temporary / DESCRIPTION, asdict(found))
+            write_json(temporary / DESCRIPTION, asdict(about) | {"files": dict(sorted(described.items()))})
             for directory in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):
                 sync_directory(directory)
             if final.exists():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from pipeline.errors import PipelineError
+from pipeline.manifest import MANIFEST, Manifest, Work, load
 
 T = TypeVar("T")
 
@@ -56,3 +60,19 @@ def wait_for_all() -> None:
     """Return when every rank has come here."""
     if not alone():
         dist.all_reduce(torch.zeros(1))
+
+
+def manifest_of_rank_0(work: Work, patience: float = 3600.0) -> Manifest:
+    """What a rank other than 0 returns from a stage: the manifest that rank 0 commits when all is written.
+
+    Waits by looking, not by a collective: rank 0 may copy files for longer than a network waits.
+    Raises: PipelineError when it does not appear within `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if (work.folder / MANIFEST).is_file():
+            made = load(work.folder)
+            if made.key == work.key:
+                return made
+        time.sleep(0.1)
+    raise PipelineError(f"{work.stage}: rank 0 has not finished {work.folder} within {patience:.0f} s")

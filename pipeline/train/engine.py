@@ -131,7 +131,8 @@ def configuration(settings: TrainingBase, plan: Plan) -> dict[str, Any]:
 def parameter_groups(model: nn.Module, settings: TrainingBase) -> list[dict[str, Any]]:
     """AdamW's groups: weight decay on matrices, none on embeddings, norms and biases."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else plain).append(parameter)
@@ -175,7 +176,7 @@ def process_group(ranks: Ranks, device: Device) -> Iterator[None]:
     }  # torch and DeepSpeed read them
     try:
         if ranks.port is None:  # alone: nobody to meet
-            store = torch.distributed.HashStore()
+            store = torch.distributed.HashStore()  # type: ignore[attr-defined]
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
         else:
             torch.distributed.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
@@ -240,7 +241,8 @@ def _import(device: Device) -> Any:
     version = tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3])
     if (0, 17, 6) <= version <= (0, 18, 2):
         raise EnvironmentFault(
-            f"deepspeed {deepspeed.__version__} computes wrong ZeRO-2 gradients (its issue 7718); install 0.19.8 or newer"
+            f"deepspeed {deepspeed.__version__} computes wrong ZeRO-2 gradients (its issue 7718); "
+            "install 0.19.8 or newer"
         )
     # It would compile a shared-memory all-reduce at start, and die where no compiler is.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -37,7 +37,7 @@ class History:
             kept.append(json.dumps(record) + "\n")
         if self._writes:
             write_text(self._path, "".join(kept))
-            self._file = open(self._path, "a", encoding="utf-8")
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 — close() closes it
 
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self._path.is_file():

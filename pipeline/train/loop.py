@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from pipeline.progress import Progress, log, progress
 from pipeline.recipe import TrainingBase
 from pipeline.tracking import Tracker
 from pipeline.train import checkpoints, engine
+from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.collective import broadcast, reduce_max, reduce_sum, wait_for_all
 from pipeline.train.history import History
 from pipeline.train.prefetch import Prefetch
@@ -66,7 +67,7 @@ class Task(Protocol):
         ...
 
     def validate(self, model: nn.Module, ranks: Ranks, reduce_sum: ReduceSum) -> dict[str, float]:
-        """Numbers on held-out data, the same on every rank. Each rank calls the model equally often (ZeRO-3 needs it)."""
+        """Numbers on held-out data, the same on every rank. Ranks call the model equally often (for ZeRO-3)."""
         ...
 
 
@@ -271,9 +272,8 @@ class _Run:
     def _save(self) -> Path:
         self._flush()  # a step with a bad loss must not be saved as good
         self.history.sync()
-        saved = checkpoints.save(
-            self.engine, self.folder, self.ranks, self.step, self.task.fingerprint, self.zero_stage, str(self.dtype)
-        )
+        about = Checkpoint(self.step, self.task.fingerprint, self.ranks.world_size, self.zero_stage, str(self.dtype))
+        saved = checkpoints.save(self.engine, self.folder, self.ranks, about)
         if self.ranks.first:
             checkpoints.prune(self.folder, self.settings.keep_checkpoints)
         wait_for_all()
