@@ -1,0 +1,85 @@
+"""A model directory in the form that MLflow's registry loads: an `MLmodel` file, `model/`, `components/tokenizer/`.
+
+It is laid out with no copy where the store's files lie on the same disk: the files are hard-linked, so that a
+registered version stays as it is when the stage that made it runs again with other settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+from pipeline.files import TEMPORARY, write_text
+
+CLASSES = {  # task: the class that loads the model, the pipeline that runs it
+    "text-generation": ("AutoModelForCausalLM", "TextGenerationPipeline"),
+    "text-classification": ("AutoModelForSequenceClassification", "TextClassificationPipeline"),
+}
+NEEDS = ("mlflow", "torch", "transformers")
+
+
+def descriptions(model: Path, task: str, model_id: str, run_id: str) -> dict[str, str]:
+    """The small files beside the weights, by name: what `mlflow.transformers` and `mlflow.pyfunc` need to load it."""
+    weights, runner = CLASSES[task]
+    versions = {name: metadata.version(name) for name in NEEDS}
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    flavor = {
+        "code": None,
+        "components": ["tokenizer"],
+        "framework": "pt",
+        "instance_type": runner,
+        "model_binary": "model",
+        "pipeline_model_type": weights,
+        "source_model_name": str(config.get("model_type", "")),
+        "task": task,
+        "tokenizer_type": "AutoTokenizer",
+        "transformers_version": versions["transformers"],
+    }
+    description = {
+        "artifact_path": "model",
+        "flavors": {
+            "python_function": {"loader_module": "mlflow.transformers", "env": {"virtualenv": "python_env.yaml"}},
+            "transformers": flavor,
+        },
+        "mlflow_version": versions["mlflow"],
+        "model_id": model_id,
+        "model_size_bytes": sum(path.stat().st_size for path in model.iterdir() if path.is_file()),
+        "run_id": run_id,
+        "utc_time_created": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(sep=" "),
+    }
+    return {
+        "MLmodel": yaml.safe_dump(description),
+        "requirements.txt": "".join(f"{name}=={version}\n" for name, version in versions.items()),
+        "python_env.yaml": yaml.safe_dump({"dependencies": ["-r requirements.txt"]}),
+    }
+
+
+def layout(model: Path) -> dict[str, Path]:
+    """Where each file of a model directory goes: its weights and configuration, and the tokenizer a second time."""
+    files = sorted(path for path in model.iterdir() if path.is_file() and not path.name.endswith(TEMPORARY))
+    found = {f"model/{path.name}": path for path in files}
+    tokenizer = [path for path in files if "token" in path.name or path.suffix == ".jinja" or path.name == "vocab.txt"]
+    return found | {f"components/tokenizer/{path.name}": path for path in tokenizer}
+
+
+def place(files: dict[str, Path], texts: dict[str, str], folder: Path) -> None:
+    """Link (or, from another disk, copy) files into `folder`, and write the texts beside them. May be repeated."""
+    for name, path in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            continue
+        try:
+            os.link(path, target)
+        except OSError:  # another disk, or a file system without links
+            temporary = target.with_name(target.name + TEMPORARY)
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, target)
+    for name, text in texts.items():
+        write_text(folder / name, text)
