@@ -1,0 +1,101 @@
+"""Tasks on several processes of this machine: results in the order of the tasks, no process left behind.
+
+Workers are spawned, not forked: the parent has threads (MLflow's, the bar's), and a fork would copy their locks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.sharedctypes import Synchronized
+from typing import TypeVar
+
+from pipeline.errors import EnvironmentFault
+from pipeline.progress import Progress
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Work = Callable[[Task, Callable[[int], None]], Result]  # a task, and what to tell of progress
+_SECONDS = 0.5  # between two looks at the workers' progress
+_PR_SET_PDEATHSIG = 1
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(work: Work[Task, Result], tasks: Iterable[Task], workers: int, bar: Progress) -> Iterator[Result]:
+    """Do `work` (a function of a module) on each task; yield the results in the order of the tasks.
+
+    tasks: asked for one at a time, at most 2 a worker ahead of the results, so that it may end when enough is done.
+    workers: processes; 1: this one; 0: one a core. The bar advances by what the work tells.
+    Raises: what the work raises, and EnvironmentFault when a worker was killed.
+    """
+    workers = workers or cores()
+    if workers == 1:
+        for task in tasks:
+            yield work(task, bar.advance)
+        return
+    context = multiprocessing.get_context("spawn")
+    done = context.Value(ctypes.c_uint64, 0)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(done, os.getpid()))
+    running: deque[Future[Result]] = deque()
+    waiting = iter(tasks)
+    try:
+        shown = 0
+        while True:
+            for task in itertools.islice(waiting, 2 * workers - len(running)):
+                running.append(pool.submit(_work, work, task))
+            if not running:
+                return
+            while wait([running[0]], timeout=_SECONDS).not_done:
+                shown = _show(bar, done, shown)
+            shown = _show(bar, done, shown)
+            yield running.popleft().result()
+    except BrokenProcessPool:
+        raise EnvironmentFault(
+            "a worker process was killed, most likely for want of memory; set corpus.workers to a smaller number "
+            "and give the same command again, it continues"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _show(bar: Progress, done: Synchronized[int], shown: int) -> int:
+    now = int(done.value)
+    bar.advance(now - shown)
+    return now
+
+
+# --- in a worker ---------------------------------------------------------------------------------------------------
+
+_counter: Synchronized[int] | None = None
+
+
+def _start_worker(done: Synchronized[int], parent: int) -> None:
+    global _counter  # noqa: PLW0603 - a pool hands its initialiser's arguments over in no other way
+    _counter = done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
+    if sys.platform == "linux":  # a parent that is killed cannot end its workers, who would write beside its successor
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _work(work: Work[Task, Result], task: Task) -> Result:
+    return work(task, _advance)
+
+
+def _advance(amount: int) -> None:
+    if _counter is not None:
+        with _counter.get_lock():
+            _counter.value += amount
