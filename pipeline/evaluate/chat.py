@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.evaluate.generate import GenerationSettings, context_length, encode_messages, stream_ids
@@ -13,13 +14,15 @@ from pipeline.progress import log
 PROMPT = "you> "
 
 
-def chat(model_dir: Path, settings: GenerationSettings, system: str | None = None) -> None:
+def chat(model_dir: Path, system: str | None = None, **options: Any) -> None:
     """`pipeline generate --chat` without a prompt: read messages from standard input, a line each, and stream the
     answers to standard output, until the input ends (Ctrl-D). `/new` begins a new conversation. When the conversation
-    outgrows the model's context its oldest turns are forgotten, and a line says so.
+    outgrows the model's context its oldest turns are forgotten, and a line says so. system: a first message that
+    sets the tone; options: fields of GenerationSettings.
 
     Raises: DataError for a folder without a usable model or chat template.
     """
+    settings = GenerationSettings(**options)
     model, tokenizer = load_causal_model(model_dir)
     start = [{"role": "system", "content": system}] if system else []
     encode_messages(tokenizer, [*start, {"role": "user", "content": "?"}])  # refuse now, not after the first message

@@ -66,29 +66,26 @@ def generate_text(
 
 
 def generate_command(
-    model_dir: Path,
-    prompts: Sequence[str],
-    settings: GenerationSettings,
-    chat: bool = False,
-    prompts_file: Path | None = None,
+    model_dir: Path, prompt: str | None = None, prompts_file: Path | None = None, chat: bool = False, **settings: Any
 ) -> None:
-    """`pipeline generate`: one prompt is streamed to standard output, after the prompt itself; several (or those of
-    `prompts_file`, one a line) are worked on in batches and printed in order, each after a line of dashes with its
-    number. Tokens a second go to standard error.
+    """`pipeline generate`: continue a prompt, streamed to standard output after the prompt itself; or the prompts of
+    `prompts_file` (one a line) in batches, printed in order, each after a line of dashes with its number. chat: the
+    prompt is a message for the model's chat template. settings: fields of GenerationSettings. Tokens a second go to
+    standard error.
 
     Raises: DataError for a folder that holds no usable model, an unreadable prompts file, or no prompt at all.
     """
-    asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
-    if not asked:
+    chosen = GenerationSettings(**settings)
+    if prompts_file is None and prompt is None:
         raise DataError("generate: no prompt; give --prompt TEXT or --prompts-file FILE, or --chat for a conversation")
+    prompts = read_prompts(prompts_file) if prompts_file else []
     model, tokenizer = load_causal_model(model_dir)
-    if len(asked) == 1:
-        stream_text(model, tokenizer, asked[0], settings, chat)
-        return
-    for number, (prompt, text) in enumerate(
-        zip(asked, generate_text(model, tokenizer, asked, settings, chat), strict=True), start=1
+    if prompt is not None:
+        stream_text(model, tokenizer, prompt, chosen, chat)
+    for number, (asked, text) in enumerate(
+        zip(prompts, generate_text(model, tokenizer, prompts, chosen, chat), strict=True), start=1
     ):
-        sys.stdout.write(f"--- {number}\n{'' if chat else prompt}{text}\n")
+        sys.stdout.write(f"--- {number}\n{'' if chat else asked}{text}\n")
     sys.stdout.flush()
 
 

@@ -144,6 +144,10 @@ class _HeadwaterLstm(PreTrainedModel):  # type: ignore[misc]
 class HeadwaterLstmForCausalLM(_HeadwaterLstm, GenerationMixin):  # type: ignore[misc]
     """Next-token logits. It keeps no cache: each generated token reads the whole text again."""
 
+    def __init__(self, config: HeadwaterLstmConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
     def forward(
         self,
         input_ids: Tensor,
