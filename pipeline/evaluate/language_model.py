@@ -108,7 +108,7 @@ def windows(stream: Iterable[Tokens], context: int, stride: int) -> Iterator[tup
         while len(held) > (end := done + (stride if done else context)):
             yield held[end - context : end + 1], end - done
             held, done = held[end - context :], context
-    if left := len(held) - 1 - done:
+    if (left := len(held) - 1 - done) > 0:
         yield held[max(0, len(held) - 1 - context) :], left
 
 
