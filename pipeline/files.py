@@ -30,6 +30,10 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; free some space (or set workdir=… to a larger disk) "
                 "and give the same command again, it continues"
             ) from error
+        if error.errno == errno.EFBIG:
+            raise EnvironmentFault(
+                f"{path}: larger than a file may be here; raise `ulimit -f`, or set workdir=… to another file system"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EnvironmentFault(
                 f"{path}: not writable ({error.strerror}); set workdir=… to a writable folder"

@@ -86,12 +86,14 @@ def read_part(task: ReadTask, advance: Advance) -> ReadSummary:
 
 
 def _read(task: ReadTask, advance: Advance) -> Iterator[Document | Dropped]:
-    """The split's documents; tells `advance` of each file when the next one begins."""
+    """The split's documents; tells `advance` of each, and of a file's bytes when the next one begins."""
     reading: Item | None = None
     for document, item in read_split(task.source, task.split, task.corpus.bad_lines):
         if item is not reading:
             advance(reading.bytes if reading else 0)
             reading = item
+        else:
+            advance(0)
         yield document
     advance(reading.bytes if reading else 0)
 
@@ -147,7 +149,8 @@ def _read_records(path: Path, source: str) -> Iterator[tuple[int, int, Document 
 class WriteTask:
     """Write what stays of a read split. What is decided over all splits comes with it.
 
-    folder: of the parts. text: the stage's folder. budget: bytes of the split that count (`max_bytes`).
+    folder: of the parts. text: the stage's folder. bytes: that were read, for the bar. budget: bytes of
+    the split that count (`max_bytes`).
     duplicates: file with one flag for each record of all splits. first: the split's first flag. limit: documents with
     a hash below it are held out.
     """
@@ -156,6 +159,7 @@ class WriteTask:
     text: Path
     split: Split
     shard_bytes: int
+    bytes: int
     budget: int
     duplicates: Path
     first: int
@@ -171,9 +175,9 @@ def write_part(task: WriteTask, advance: Advance) -> Counts:
     """
     done = part_file(task.folder, task.split, "done.json")
     records = part_file(task.folder, task.split, "records.zst")
-    advance(task.split.bytes)
     if not done.is_file():
         write_json(done, _write_tars(task, records))
+    advance(task.bytes)
     records.unlink(missing_ok=True)  # the largest of the parts; done.json says that it is not needed any more
     counts: Counts = json.loads(done.read_text(encoding="utf-8"))
     return counts

@@ -154,9 +154,9 @@ def _decide(corpus: Corpus, parts: Path, read: Sequence[ReadSplit]) -> int:
         held_out = HeldOut(corpus.validation, corpus.validation_max_bytes)
         path = parts / _DUPLICATES
         temporary = path.with_name(path.name + TEMPORARY)
-        records = sum(part.records for part in indexed)
         with disk_errors(path):
-            flags = np.lib.format.open_memmap(temporary, "w+", np.bool_, (max(records, 1),))
+            _write_flags(temporary, sum(part.records for part in indexed))
+            flags = np.load(temporary, mmap_mode="r+")
             find_duplicates(indexed, flags, held_out, corpus.drop_duplicates)
             flags.flush()
             del flags
@@ -164,6 +164,17 @@ def _decide(corpus: Corpus, parts: Path, read: Sequence[ReadSplit]) -> int:
         write_json(done, {"limit": held_out.decide()})
     limit: int = json.loads(done.read_text(encoding="utf-8"))["limit"]
     return limit
+
+
+def _write_flags(path: Path, count: int) -> None:
+    """A .npy file of `count` flags, all False, each written: a full disk under a sparse mapped file is a SIGBUS."""
+    header = {"descr": "|b1", "fortran_order": False, "shape": (count,)}
+    with open(path, "wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, header)
+        for start in range(0, count, 1 << 20):
+            handle.write(bytes(min(1 << 20, count - start)))
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 # --- step 3: write -------------------------------------------------------------------------------------------------
@@ -178,7 +189,8 @@ def _write(
         first = 0
         for part in read:
             flags = parts / _DUPLICATES
-            yield WriteTask(parts, folder, part.split, corpus.shard_bytes, part.budget, flags, first, limit)
+            sizes = (corpus.shard_bytes, part.summary.bytes, part.budget)
+            yield WriteTask(parts, folder, part.split, *sizes, flags, first, limit)
             first += part.summary.records
 
     by_source: dict[str, list[Counts]] = {source.name: [] for source in corpus.sources}

@@ -121,9 +121,13 @@ def find_files(pattern: str, suffixes: tuple[str, ...]) -> list[Item]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder):
+    for directory, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not _hidden(name)]
         yield from (Path(directory, name) for name in names if not _hidden(name) and Path(directory, name).is_file())
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}")
 
 
 def _hidden(name: str) -> bool:

@@ -92,12 +92,14 @@ class TextTarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-        elif self._handle is not None:
-            with contextlib.suppress(OSError):  # closing flushes: a full disk would hide the error that is on its way
-                self._handle.close()
-            _temporary(self._path()).unlink(missing_ok=True)
+        try:
+            if error is None:
+                self.close()
+        finally:
+            if self._handle is not None:
+                with contextlib.suppress(OSError):  # it flushes: a full disk would hide the error that is on its way
+                    self._handle.close()
+                _temporary(self._path()).unlink(missing_ok=True)
 
 
 def read_text_tar(path: Path) -> Iterator[Document]:
@@ -105,7 +107,7 @@ def read_text_tar(path: Path) -> Iterator[Document]:
 
     Raises: DataError naming the tar, the member and the offset when it is cut short, damaged or no text tar.
     """
-    remedy = "it is damaged or not whole; delete its folder and run shard again"
+    remedy = "delete the folder text/ and run shard again"
     with _opened(path) as handle:
         size = os.fstat(handle.fileno()).st_size
         offset = 0
@@ -117,11 +119,13 @@ def read_text_tar(path: Path) -> Iterator[Document]:
             try:
                 member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             except tarfile.HeaderError as error:
-                where = f"after the member {pending[0]}.txt" if pending else f"{size:,} bytes long"
-                raise DataError(f"{path}: no member at offset {offset} ({where}; {error}): {remedy}") from None
+                where = f"after member {pending[0]}.txt" if pending else f"of {size}"
+                raise DataError(
+                    f"{path}: ends early or is damaged at offset {offset} ({where}; {error}); {remedy}"
+                ) from None
             if not member.isreg() or offset + BLOCK + member.size > size:
                 problem = "is cut short" if member.isreg() else "is not a plain file"
-                raise DataError(f"{path}: member {member.name!r} at offset {offset} {problem}: {remedy}")
+                raise DataError(f"{path}: member {member.name!r} at offset {offset} {problem}; {remedy}")
             content = handle.read(member.size)
             handle.seek(-member.size % BLOCK, io.SEEK_CUR)
             key, _, extension = member.name.rpartition(".")
@@ -134,10 +138,10 @@ def read_text_tar(path: Path) -> Iterator[Document]:
                 else:
                     raise ValueError("not a .txt followed by its .json")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}: member {member.name!r} at offset {offset}: {error}: {remedy}") from None
+                raise DataError(f"{path}: member {member.name!r} at offset {offset}: {error}; {remedy}") from None
             offset += BLOCK + member.size + -member.size % BLOCK
         if pending is not None:
-            raise DataError(f"{path}: member {pending[0]}.json is missing at offset {offset}: {remedy}")
+            raise DataError(f"{path}: member {pending[0]}.json is missing at offset {offset}; {remedy}")
 
 
 def text_tars(text_folder: Path, part: Part) -> list[Path]:

@@ -15,10 +15,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from typing import TypeVar
 
-from pipeline.errors import EnvironmentFault
+from pipeline.errors import EnvironmentFault, Stopped
 from pipeline.progress import Progress
 
 Task = TypeVar("Task")
@@ -46,20 +48,20 @@ def run_tasks(work: Work[Task, Result], tasks: Iterable[Task], workers: int, bar
             yield work(task, bar.advance)
         return
     context = multiprocessing.get_context("spawn")
-    done = context.Value(ctypes.c_uint64, 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(done, os.getpid()))
+    shared = Shared(context.Value(ctypes.c_uint64, 0), context.Event(), os.getpid())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shared,))
     running: deque[Future[Result]] = deque()
     waiting = iter(tasks)
+    shown = 0
     try:
-        shown = 0
         while True:
             for task in itertools.islice(waiting, 2 * workers - len(running)):
                 running.append(pool.submit(_work, work, task))
             if not running:
                 return
             while wait([running[0]], timeout=_SECONDS).not_done:
-                shown = _show(bar, done, shown)
-            shown = _show(bar, done, shown)
+                shown = _show(bar, shared, shown)
+            shown = _show(bar, shared, shown)
             yield running.popleft().result()
     except BrokenProcessPool:
         raise EnvironmentFault(
@@ -67,27 +69,37 @@ def run_tasks(work: Work[Task, Result], tasks: Iterable[Task], workers: int, bar
             "and give the same command again, it continues"
         ) from None
     finally:
+        shared.stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _show(bar: Progress, done: Synchronized[int], shown: int) -> int:
-    now = int(done.value)
+@dataclass(frozen=True)
+class Shared:
+    """What the workers share with their parent: bytes of input done by all, a sign to stop, the parent's process id."""
+
+    done: Synchronized[int]
+    stop: Event
+    parent: int
+
+
+def _show(bar: Progress, shared: Shared, shown: int) -> int:
+    now = int(shared.done.value)
     bar.advance(now - shown)
     return now
 
 
 # --- in a worker ---------------------------------------------------------------------------------------------------
 
-_counter: Synchronized[int] | None = None
+_shared: Shared | None = None
 
 
-def _start_worker(done: Synchronized[int], parent: int) -> None:
-    global _counter  # noqa: PLW0603 - a pool hands its initialiser's arguments over in no other way
-    _counter = done
+def _start_worker(shared: Shared) -> None:
+    global _shared  # noqa: PLW0603 - a pool hands its initialiser's arguments over in no other way
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
     if sys.platform == "linux":  # a parent that is killed cannot end its workers, who would write beside its successor
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != shared.parent:
         os._exit(1)
 
 
@@ -96,6 +108,10 @@ def _work(work: Work[Task, Result], task: Task) -> Result:
 
 
 def _advance(amount: int) -> None:
-    if _counter is not None:
-        with _counter.get_lock():
-            _counter.value += amount
+    """Raises: Stopped when the parent has met an error, or was interrupted: it waits for its workers."""
+    assert _shared is not None
+    if _shared.stop.is_set():
+        raise Stopped("the other tasks were ended")
+    if amount:
+        with _shared.done.get_lock():
+            _shared.done.value += amount
