@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.progress import log
 
 LSTM = "headwater_lstm"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -103,6 +104,8 @@ def load_model(folder: Path, auto_class: str, dtype: str = "float32", device: st
         raise DataError(
             f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}; the model would start at random"
         )
+    if left := sorted(found["unexpected_keys"]):
+        log.warning(f"{folder}: {len(left)} weights have no place in {auto_class} and are not used, as {left[0]}")
     return model.to(device).eval()
 
 
