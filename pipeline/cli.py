@@ -94,11 +94,11 @@ def run(typed: str, words: tuple[str, ...], dry_run: bool) -> None:
         _show_dry_run(recipe, ())
         return
     from pipeline.closing import closing_lines
-    from pipeline.run import duration, run_all
+    from pipeline.run import duration, finish, run_all
 
     started = time.monotonic()
     made = run_all(recipe, (typed, *words))
-    _finish(recipe)
+    finish(recipe)
     for line in closing_lines(recipe, made, typed, words):
         click.echo(line)
     click.echo(f"All in {duration(time.monotonic() - started)}.")
@@ -165,15 +165,16 @@ def _run_stages(typed: str, words: tuple[str, ...], chosen: Callable[[Recipe], t
 @click.argument("typed", metavar="RECIPE|MODEL_DIR")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--prompt", help="Text to continue; '-' reads it from standard input.")
-@click.option("--chat", is_flag=True, help="Talk with the fine-tuned model; an empty line or Ctrl-D ends.")
+@click.option("--prompts-file", type=click.Path(path_type=Path), help="A file of prompts, one a line.")
+@click.option("--chat", is_flag=True, help="Talk with the fine-tuned model; with --prompt: one message.")
 @click.option(
     "--task", help="Use this task's fine-tuned model. Default: the pretrained one; with --chat the first sft."
 )
-@click.option("--max-tokens", default=200, show_default=True, type=click.IntRange(min=1), help="Longest answer.")
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1), help="Longest answer.")
 @click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(min=0), help="0: the likeliest.")
 @click.option("--top-k", default=0, show_default=True, type=click.IntRange(min=0), help="0: no limit.")
 @click.option(
-    "--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="1: no limit."
+    "--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="1: no limit."
 )
 @click.option("--seed", "given_seed", type=click.IntRange(0, 2**32 - 1), help="Default: the recipe's seed, or 1234.")
 def generate(
@@ -181,6 +182,7 @@ def generate(
     words: tuple[str, ...],
     *,
     prompt: str | None,
+    prompts_file: Path | None,
     chat: bool,
     task: str | None,
     max_tokens: int,
@@ -190,19 +192,25 @@ def generate(
     given_seed: int | None,
 ) -> None:
     """Text from a trained model, as it is made."""
-    if prompt is None and not chat:
-        raise click.UsageError("give --prompt TEXT, or --chat", click.get_current_context())
+    if prompt is None and prompts_file is None and not chat:
+        raise click.UsageError("give --prompt TEXT, --prompts-file FILE or --chat", click.get_current_context())
     model, seed = _model_directory(typed, words, task, chat)
-    settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    settings["seed"] = given_seed if given_seed is not None else seed
-    if chat:
+    settings: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": given_seed if given_seed is not None else seed,
+    }
+    if chat and prompt is None and prompts_file is None:
         from pipeline.evaluate.chat import chat as converse
 
         converse(model, **settings)
         return
     from pipeline.evaluate.generate import generate_command
 
-    generate_command(model, sys.stdin.read() if prompt == "-" else str(prompt), **settings)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    generate_command(model, text, prompts_file, chat, **settings)
 
 
 def _model_directory(typed: str, words: Sequence[str], task: str | None, chat: bool) -> tuple[Path, int]:
@@ -249,13 +257,6 @@ def _show_dry_run(recipe: Recipe, names: tuple[str, ...]) -> None:
         click.echo(line)
 
 
-def _finish(recipe: Recipe) -> None:
-    """What follows the last stage: the report, and the model in MLflow's registry."""
-    from pipeline.report.build import write_report
-
-    write_report(recipe)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit status; people see a line, not a traceback, for what they can mend."""
     start_logging()
@@ -275,7 +276,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         return _say(f"error: {_one_line(str(error))}", error.status)
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # `pipeline recipes | head`: nobody reads any more
+        sys.stdout = None  # `pipeline recipes | head`: nobody reads any more
         return PipelineError.status
     return 0
 
@@ -291,5 +292,6 @@ def _say(line: str, status: int) -> int:
         ranks = read_ranks()
     except UserError:
         ranks = None  # this may be the very error that is told
-    log.error("%s%s", f"[rank {ranks.rank}] " if ranks is not None and ranks.rank else "", line)
+    other = ranks is not None and ranks.rank > 0 and ranks.launcher != "local"  # our own launch names the rank itself
+    log.error("%s%s", f"[rank {ranks.rank}] " if ranks is not None and other else "", line)
     return status

@@ -73,6 +73,20 @@ def run_all(recipe: Recipe, words: Sequence[str]) -> dict[str, Manifest]:
     return {name: run_stage(recipe, name, words) for name in stages(recipe)}
 
 
+def finish(recipe: Recipe) -> None:
+    """What follows the last stage: the report, where something is newer than it, and the models' registration."""
+    from pipeline.report.build import write_report
+    from pipeline.tracking import publish
+
+    report = recipe.workdir / "report.html"
+    folders = [recipe.workdir / stage.folder for stage in stages(recipe).values()]
+    newest = max((folder / manifests.MANIFEST).stat().st_mtime for folder in folders)
+    if not report.is_file() or report.stat().st_mtime < newest:
+        with _full_disk_named(recipe):
+            write_report(recipe)
+    publish(recipe)
+
+
 def warn_of_stale_inputs(recipe: Recipe, name: str) -> None:
     """Say so when a stage that is run alone reads what another recipe made."""
     for need in stages(recipe)[name].needs:
