@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.cluster.device import find_device
 from pipeline.cluster.ranks import ALONE
 from pipeline.errors import DataError
+from pipeline.evaluate.answers import answer
 from pipeline.evaluate.classification import classification_metrics, predict
 from pipeline.evaluate.compressors import compressor_bits_per_byte
 from pipeline.evaluate.generate import GenerationSettings, context_length, generate_text
@@ -133,8 +134,8 @@ class Evaluation:
             greedy = GenerationSettings(
                 max_tokens=settings.max_new_tokens, temperature=0, seed=self.recipe.seed, batch=settings.batch
             )
-            # Stripped: a blank before or after an answer is nobody's fault and nobody's merit.
-            answers[label] = [text.strip() for text in generate_text(model, tokenizer, prompts, greedy, chat=True)]
+            longest = min(task.seq_len, context_length(model) or task.seq_len)
+            answers[label] = answer(model, tokenizer, prompts, greedy, longest)
             measured[label] = text_metrics(references, answers[label])
             log.info("evaluate: %s, %s: ROUGE-L %.3f", name, label, measured[label].values["rougeL"])
         rows = zip(prompts, references, answers["base"], answers["finetuned"], strict=True)

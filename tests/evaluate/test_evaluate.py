@@ -18,9 +18,10 @@ import pytest
 from pipeline import manifest
 from pipeline.config import save_recipe
 from pipeline.errors import DataError
+from pipeline.evaluate.answers import answer
 from pipeline.evaluate.compressors import compressor_bits_per_byte
 from pipeline.evaluate.evaluate import numbers_of, run
-from pipeline.evaluate.generate import GenerationSettings, generate_text
+from pipeline.evaluate.generate import GenerationSettings
 from pipeline.evaluate.text_metrics import text_metrics
 from pipeline.manifest import Manifest, Work
 from pipeline.model.directory import load_causal_model
@@ -75,18 +76,18 @@ def test_files_and_numbers(recipe: Recipe) -> None:
         "examples": {"answer": 6, "topic": 6},
     }
 
-    answer = read(recipe, "answer.json")
-    assert (answer["task"], answer["examples"], len(answer["samples"])) == ("sft", 6, 6)
-    references = [row["reference"] for row in answer["samples"]]
+    replies = read(recipe, "answer.json")
+    assert (replies["task"], replies["examples"], len(replies["samples"])) == ("sft", 6, 6)
+    references = [row["reference"] for row in replies["samples"]]
     for label, folder in (("base", "model"), ("finetuned", "finetune/answer/model")):
         model, tokenizer = load_causal_model(recipe.workdir / folder)
         greedy = GenerationSettings(max_tokens=5, temperature=0)
-        prompts = [row["prompt"] for row in answer["samples"]]
-        own = [text.strip() for text in generate_text(model, tokenizer, prompts, greedy, chat=True)]
-        assert [row[label] for row in answer["samples"]] == own
-        assert answer[label] == text_metrics(references, own).values
-        assert made.metrics[f"answer/{label}/rougeL"] == answer[label]["rougeL"]
-    assert answer["samples"][0]["base"] != answer["samples"][0]["finetuned"]
+        prompts = [row["prompt"] for row in replies["samples"]]
+        own = answer(model, tokenizer, prompts, greedy, longest=48)
+        assert [row[label] for row in replies["samples"]] == own
+        assert replies[label] == text_metrics(references, own).values
+        assert made.metrics[f"answer/{label}/rougeL"] == replies[label]["rougeL"]
+    assert replies["samples"][0]["base"] != replies["samples"][0]["finetuned"]
 
     topic = read(recipe, "topic.json")
     assert (topic["task"], topic["examples"]) == ("classify", 6)
