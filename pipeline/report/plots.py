@@ -1,0 +1,223 @@
+"""Pictures of a report: matplotlib figures as SVG that stands in a page, with text as text (any script, any font)."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from pipeline.report.read import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, GREY, PALE, INK = "#1f5fa8", "#d1691b", "#2e8b57", "#8a94a0", "#dfe5ec", "#1d2733"
+WIDTH = 5.4  # inches: a phone's width at the page's text size
+MOST_POINTS = 400  # of a curve; more are averaged in bins
+MOST_BARS = 16
+MOST_CLASSES = 24
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a "$" in a label is a dollar
+    "font.size": 9.5,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "grid.color": PALE,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def curves(title: str, unit: str, lines: Mapping[str, Curve], cut: bool = False) -> str:
+    """Lines over training steps. lines: name → (steps, values); a name that starts with "held-out" gets dots.
+
+    cut: leave the highest 3 % of the values (a loss's first steps) above the picture's edge.
+    """
+    figure, axes = _axes(title, 2.7)
+    colours = dict(zip(lines, (BLUE, ORANGE, GREEN, GREY), strict=False))
+    for name, curve in lines.items():
+        steps, values = _thinned(curve)
+        marker = "o" if name.startswith("held-out") else ""
+        axes.plot(steps, values, color=colours.get(name, GREY), label=name, marker=marker, markersize=3, linewidth=1.4)
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    axes.grid(axis="y")
+    axes.set_ylim(*_limits([value for _, values in lines.values() for value in values], 0.97 if cut else 1.0))
+    if len(lines) > 1:
+        axes.legend(loc="best")
+    return _svg(figure, title)
+
+
+def documents(sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """A stacked bar a source: shares of its documents that went to training, to validation, and were dropped."""
+    shown = dict(list(sources.items())[:MOST_BARS])
+    figure, axes = _axes("Where documents went, share by source", 0.9 + 0.42 * len(shown))
+    left = [0.0] * len(shown)
+    for name, colour in (("train", BLUE), ("validation", GREEN), ("dropped", ORANGE)):
+        shares = []
+        for counts in shown.values():
+            part = counts.get(name, {})
+            number = sum(rule["documents"] for rule in part.values()) if name == "dropped" else part.get("documents", 0)
+            shares.append(100 * number / max(counts["read"]["documents"], 1))
+        axes.barh(list(shown), shares, left=left, color=colour, label=name, height=0.6)
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of documents read")
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, -0.9 / (0.42 * len(shown) + 0.1)), borderaxespad=0)
+    return _svg(figure, "Where documents went")
+
+
+def bars(title: str, unit: str, values: Mapping[str, float], best: str = "", form: str = "{:.3f}") -> str:
+    """Horizontal bars with their values written beside them; `best` stands out."""
+    shown = dict(list(values.items())[:MOST_BARS])
+    figure, axes = _axes(title, 0.9 + 0.34 * len(shown))
+    drawn = axes.barh(
+        list(shown), list(shown.values()), color=[BLUE if name == best or not best else GREY for name in shown]
+    )
+    axes.bar_label(drawn, labels=[form.format(value) for value in shown.values()], padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.set_xlim(0, max([*shown.values(), 1e-9]) * 1.18)
+    return _svg(figure, title)
+
+
+def before_after(title: str, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Two bars a metric: the base model's and the fine-tuned one's, each metric on a scale of its own."""
+    names = [name for name in after if name in before][:MOST_BARS]
+    figure, axes = _axes(title, 0.9 + 0.55 * len(names))
+    for offset, values, colour, label in ((-0.2, before, GREY, "before"), (0.2, after, BLUE, "after fine-tuning")):
+        scale = [max(abs(before[name]), abs(after[name]), 1e-9) for name in names]
+        drawn = axes.barh(
+            [place + offset for place in range(len(names))],
+            [values[name] / most for name, most in zip(names, scale, strict=True)],
+            height=0.38,
+            color=colour,
+            label=label,
+        )
+        axes.bar_label(drawn, labels=[f"{values[name]:.4g}" for name in names], padding=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.2)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.legend(ncols=2, loc="upper left", bbox_to_anchor=(0, 0))
+    return _svg(figure, title)
+
+
+def confusion(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """Rows: the true class; columns: the predicted one; shade: share of the row; numbers: examples."""
+    number = min(len(labels), MOST_CLASSES)
+    side = max(2.6, 0.5 * number + 1.4)
+    figure, axes = _axes(title, min(side, WIDTH))
+    shares = [[cell / max(sum(row), 1) for cell in row[:number]] for row in counts[:number]]
+    cells = [place - 0.5 for place in range(number + 1)]  # corners: the middle of a cell is its number
+    axes.pcolormesh(cells, cells, shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=0.5)
+    axes.invert_yaxis()
+    for row in range(number):
+        for column in range(number):
+            if counts[row][column]:
+                colour = "white" if shares[row][column] > 0.6 else INK
+                axes.text(
+                    column, row, str(counts[row][column]), ha="center", va="center", color=colour,
+                    fontsize=9 if number <= 12 else 6,
+                )  # fmt: skip
+    names = [str(label)[:24] for label in labels[:number]]
+    axes.set_xticks(range(number), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(number), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return _svg(figure, title)
+
+
+def lineage(nodes: Mapping[str, str], edges: Sequence[tuple[str, str]]) -> str:
+    """Boxes from top to bottom, arrows from what is read to what is made. nodes: name → second line of the box."""
+    depth: dict[str, int] = {}
+    for name in nodes:  # each comes after what it reads
+        depth[name] = 1 + max((depth.get(source, 0) for source, made in edges if made == name), default=-1)
+    rows: dict[int, list[str]] = {}
+    for name, row in depth.items():
+        rows.setdefault(row, []).append(name)
+    figure, axes = _axes("", 0.72 * len(rows) + 0.2)
+    axes.axis("off")
+    place = {
+        name: ((index + 1) / (len(row) + 1), -float(level))
+        for level, row in rows.items()
+        for index, name in enumerate(row)
+    }
+    for source, made in edges:
+        if source in place:
+            straight = depth[made] - depth[source] == 1
+            axes.annotate(
+                "", place[made], place[source],
+                arrowprops={
+                    "arrowstyle": "-|>", "color": GREY, "shrinkA": 14, "shrinkB": 14, "linewidth": 1,
+                    "connectionstyle": "arc3,rad=0" if straight else "arc3,rad=-0.35",
+                },
+            )  # fmt: skip
+    for name, (x, y) in place.items():
+        box = {"boxstyle": "round,pad=0.35", "facecolor": "#eef3f9", "edgecolor": BLUE, "linewidth": 0.8}
+        axes.text(x, y, f"{name}\n{nodes[name]}", ha="center", va="center", fontsize=8, bbox=box)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-len(rows) + 0.4, 0.6)
+    return _svg(figure, "lineage")
+
+
+def _axes(title: str, height: float) -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title)
+    return figure, axes
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as one <svg> element, equal for equal content, that grows and shrinks with the page."""
+    target = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "Glyph missing from font": the reader's fonts draw the text
+        FigureCanvasSVG(figure).print_svg(target, metadata=nothing)
+    text = target.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1).strip()
+
+
+def _thinned(curve: Curve) -> Curve:
+    """At most MOST_POINTS points: means of neighbours, so that nothing is drawn out of proportion."""
+    steps, values = curve
+    width = math.ceil(len(steps) / MOST_POINTS)
+    if width <= 1:
+        return curve
+    bins = range(0, len(steps), width)
+    return (
+        [sum(steps[i : i + width]) / len(steps[i : i + width]) for i in bins],
+        [sum(values[i : i + width]) / len(values[i : i + width]) for i in bins],
+    )
+
+
+def _limits(values: Sequence[float], share: float) -> tuple[float, float]:
+    """Bounds of the picture that show the lowest `share` of the values, from 0 where 0 is near."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    if not finite:
+        return 0.0, 1.0
+    low, high = finite[0], finite[math.ceil(share * len(finite)) - 1]
+    room = (high - low or abs(high) or 1.0) * 0.06
+    return (0.0 if 0 <= low < 0.3 * high else low - room), high + room
