@@ -14,7 +14,7 @@ import zstandard
 
 from pipeline.errors import DataError
 
-_INPUT = 2048  # compressed bytes at a time: zstd may make 128 KiB of 4 bytes, so 64 MiB of these at the very worst
+_INPUT = 256  # compressed bytes at a time: zstd may make 128 KiB of 4 bytes, so 8 MiB of these at the worst
 _LONGEST_WINDOW = 1 << 27  # bytes that a zstd frame may ask to be kept: what `zstd --long` makes, and no more
 
 

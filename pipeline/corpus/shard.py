@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.corpus.deduplicate import HeldOut, IndexedPart, find_duplicates
 from pipeline.corpus.parts import Counts, ReadSummary, ReadTask, WriteTask, part_file, read_part, write_part
 from pipeline.corpus.sources import Split, plan_splits
-from pipeline.corpus.workers import cores, run_tasks
+from pipeline.corpus.workers import Workers, cores
 from pipeline.errors import DataError
 from pipeline.files import TEMPORARY, disk_errors, write_json
 from pipeline.manifest import Manifest, Work
@@ -84,10 +84,10 @@ def _make(corpus: Corpus, folder: Path, summary: Path) -> None:
     for left in list(folder.rglob("*" + TEMPORARY)):
         left.unlink()
     splits = [(source, split) for source in corpus.sources for split in plan_splits(source, corpus.split_bytes)]
-    workers = min(corpus.workers or cores(), len(splits))
-    read = _read(corpus, parts, splits, workers)
-    limit = _decide(corpus, parts, read)
-    by_source = _write(corpus, folder, parts, read, limit, workers)
+    with Workers(min(corpus.workers or cores(), len(splits))) as workers:
+        read = _read(corpus, parts, splits, workers)
+        limit = _decide(corpus, parts, read)
+        by_source = _write(corpus, folder, parts, read, limit, workers)
     totals = _add_up(list(by_source.values()))
     _check_kept(corpus, totals)
     outputs = sorted(path for counts in by_source.values() for path in counts.pop("outputs"))
@@ -97,7 +97,7 @@ def _make(corpus: Corpus, folder: Path, summary: Path) -> None:
 # --- step 1: read --------------------------------------------------------------------------------------------------
 
 
-def _read(corpus: Corpus, parts: Path, splits: Sequence[tuple[Source, Split]], workers: int) -> list[ReadSplit]:
+def _read(corpus: Corpus, parts: Path, splits: Sequence[tuple[Source, Split]], workers: Workers) -> list[ReadSplit]:
     """Read all splits, or as many of a source as `max_bytes` asks for.
 
     Workers may have read further than the bound when it is met; which splits count is decided by their order alone.
@@ -113,7 +113,7 @@ def _read(corpus: Corpus, parts: Path, splits: Sequence[tuple[Source, Split]], w
                 yield ReadTask(parts, source, split, corpus)
 
     with progress("shard: read", _input_bytes(splits), "B") as bar:
-        for summary in run_tasks(read_part, tasks(), workers, bar):
+        for summary in workers.run(read_part, tasks(), bar):
             source, split = asked.popleft()
             if (budget := left[source.name]) > 0:
                 read.append(ReadSplit(source, split, summary, budget))
@@ -181,7 +181,7 @@ def _write_flags(path: Path, count: int) -> None:
 
 
 def _write(
-    corpus: Corpus, folder: Path, parts: Path, read: Sequence[ReadSplit], limit: int, workers: int
+    corpus: Corpus, folder: Path, parts: Path, read: Sequence[ReadSplit], limit: int, workers: Workers
 ) -> dict[str, Counts]:
     """Write the tars of all splits; counts (and output paths) by source."""
 
@@ -195,7 +195,7 @@ def _write(
 
     by_source: dict[str, list[Counts]] = {source.name: [] for source in corpus.sources}
     with progress("shard: write", sum(part.summary.bytes for part in read), "B") as bar:
-        for part, counts in zip(read, run_tasks(write_part, tasks(), workers, bar), strict=True):
+        for part, counts in zip(read, workers.run(write_part, tasks(), bar), strict=True):
             by_source[part.source.name].append(counts)
     return {name: _add_up(counts) for name, counts in by_source.items()}
 

@@ -35,44 +35,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tasks(work: Work[Task, Result], tasks: Iterable[Task], workers: int, bar: Progress) -> Iterator[Result]:
-    """Do `work` (a function of a module) on each task; yield the results in the order of the tasks.
-
-    tasks: asked for one at a time, at most 2 a worker ahead of the results, so that it may end when enough is done.
-    workers: processes; 1: this one; 0: one a core. The bar advances by what the work tells.
-    Raises: what the work raises, and EnvironmentFault when a worker was killed.
-    """
-    workers = workers or cores()
-    if workers == 1:
-        for task in tasks:
-            yield work(task, bar.advance)
-        return
-    context = multiprocessing.get_context("spawn")
-    shared = Shared(context.Value(ctypes.c_uint64, 0), context.Event(), os.getpid())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(shared,))
-    running: deque[Future[Result]] = deque()
-    waiting = iter(tasks)
-    shown = 0
-    try:
-        while True:
-            for task in itertools.islice(waiting, 2 * workers - len(running)):
-                running.append(pool.submit(_work, work, task))
-            if not running:
-                return
-            while wait([running[0]], timeout=_SECONDS).not_done:
-                shown = _show(bar, shared, shown)
-            shown = _show(bar, shared, shown)
-            yield running.popleft().result()
-    except BrokenProcessPool:
-        raise EnvironmentFault(
-            "a worker process was killed, most likely for want of memory; set corpus.workers to a smaller number "
-            "and give the same command again, it continues"
-        ) from None
-    finally:
-        shared.stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
 @dataclass(frozen=True)
 class Shared:
     """What the workers share with their parent: bytes of input done by all, a sign to stop, the parent's process id."""
@@ -80,6 +42,60 @@ class Shared:
     done: Synchronized[int]
     stop: Event
     parent: int
+
+
+class Workers:
+    """Processes that do tasks until the block ends. Use as a context manager.
+
+    count: how many; 1: no process but this one. A worker is killed by Linux when its parent dies.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._shared: Shared | None = None
+        self._pool: ProcessPoolExecutor | None = None
+        self._window = 2 * count
+        if count > 1:
+            context = multiprocessing.get_context("spawn")
+            self._shared = Shared(context.Value(ctypes.c_uint64, 0), context.Event(), os.getpid())
+            self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(self._shared,))
+
+    def run(self, work: Work[Task, Result], tasks: Iterable[Task], bar: Progress) -> Iterator[Result]:
+        """Do `work` (a function of a module) on each task; yield the results in the order of the tasks.
+
+        tasks: asked for one at a time, at most 2 a worker ahead of the results, so that they may end when enough is
+        done. The bar advances by what the work tells.
+        Raises: what the work raises, and EnvironmentFault when a worker was killed.
+        """
+        if self._pool is None or self._shared is None:
+            for task in tasks:
+                yield work(task, bar.advance)
+            return
+        running: deque[Future[Result]] = deque()
+        waiting = iter(tasks)
+        shown = int(self._shared.done.value)
+        try:
+            while True:
+                for task in itertools.islice(waiting, self._window - len(running)):
+                    running.append(self._pool.submit(_work, work, task))
+                if not running:
+                    return
+                while wait([running[0]], timeout=_SECONDS).not_done:
+                    shown = _show(bar, self._shared, shown)
+                shown = _show(bar, self._shared, shown)
+                yield running.popleft().result()
+        except BrokenProcessPool:
+            raise EnvironmentFault(
+                "a worker process was killed, most likely for want of memory; set the stage's `workers` to a smaller "
+                "number and give the same command again, it continues"
+            ) from None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None and self._shared is not None:
+            self._shared.stop.set()
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _show(bar: Progress, shared: Shared, shown: int) -> int:
