@@ -180,8 +180,9 @@ class TokenizerSettings(Section):
     """Words, special tokens included."""
     pretokenizer: Literal["gpt2", "llama3", "qwen2"] = "llama3"
     """The published regex that cuts text before merges are counted."""
-    sample_bytes: PositiveInt = 1024 * 1024 * 1024
-    """Training text is a sample of at most so many bytes, spread evenly over the text tars."""
+    sample_bytes: Annotated[int, Field(gt=0, lt=2**31)] = 1024 * 1024 * 1024
+    """Training text is a sample of at most so many bytes, spread evenly over the text tars. Below 2 GiB: `tokenizers`
+    counts pairs in 32 bits."""
 
 
 class TokenizeSettings(Section):

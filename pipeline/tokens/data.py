@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
-from pipeline.tokens.token_tars import Index, Shard, map_shard, read_index
+from pipeline.tokens.token_tars import OFFSET, TOKENS, Index, Shard, map_shard, read_index
 
 OPEN_SHARDS = 256  # mapped at a time by each SourceTokens: each holds a file descriptor
 
@@ -20,17 +20,17 @@ class SourceTokens:
 
     def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: np.dtype[Any]) -> None:
         self.folder, self.shards, self.dtype = folder, shards, dtype
-        members = [(number, member) for number, shard in enumerate(shards) for member in shard.members]
-        self._shard = np.array([number for number, _ in members], dtype=np.int64)
-        self._base = np.array([member.offset // dtype.itemsize for _, member in members], dtype=np.int64)
-        self._starts = np.cumsum([0] + [member.tokens for _, member in members], dtype=np.int64)
+        members = np.concatenate([shard.members for shard in shards])
+        self._shard = np.repeat(np.arange(len(shards)), [len(shard.members) for shard in shards])
+        self._base = members[:, OFFSET] // dtype.itemsize
+        self._starts = np.concatenate(([0], np.cumsum(members[:, TOKENS])))
         self._mapped: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def gather(self, starts: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> None:
-        """Copy `out.shape[1]` tokens from each start into the rows of `out` (len(starts), length), widened.
+    def gather(self, starts: npt.NDArray[np.int64], out: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
+        """Copy the `out.shape[1]` tokens that begin at starts[i] into out[rows[i]], widened to int64.
 
         Starts must lie within the source, and so must starts + length.
         Raises: DataError when a shard is missing or cut.
@@ -39,11 +39,12 @@ class SourceTokens:
         first = np.searchsorted(self._starts, starts, side="right") - 1
         inside = (starts + length <= self._starts[first + 1]).tolist()
         places = (self._base[first] + starts - self._starts[first]).tolist()
-        for row, (shard, place, whole) in enumerate(zip(self._shard[first].tolist(), places, inside, strict=True)):
+        shards = self._shard[first].tolist()
+        for start, row, shard, place, whole in zip(starts.tolist(), rows.tolist(), shards, places, inside, strict=True):
             if whole:
                 out[row] = self._map(shard)[place : place + length]
             else:
-                self._copy(int(starts[row]), out[row])
+                self._copy(start, out[row])
 
     def _copy(self, start: int, row: npt.NDArray[np.int64]) -> None:
         """One window that spans members."""

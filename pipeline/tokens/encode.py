@@ -157,10 +157,9 @@ class Encoder:
     def _agrees(self, texts: list[str], ids: Ids, ends: Ends) -> bool:
         chosen = []
         for index, text in enumerate(texts):
-            first = self._unchecked > 0
-            self._unchecked -= len(text)
             drawn = zlib.crc32(text[:256].encode(errors="replace"), len(text)) % CHECK_ONE_IN == 0
-            if (first or drawn) and len(text) <= CHECK_MAX_CHARACTERS:
+            if (self._unchecked > 0 or drawn) and len(text) <= CHECK_MAX_CHARACTERS:
+                self._unchecked -= len(text)
                 chosen.append(index)
         if not chosen:
             return True

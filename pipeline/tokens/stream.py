@@ -65,11 +65,7 @@ class Stream:
         """
         out = np.empty((count, self.seq_len + 1), dtype=np.int64)
         for name, rows, windows in self.places(first, count):
-            whole = len(rows) == count
-            block = out if whole else np.empty((len(rows), self.seq_len + 1), dtype=np.int64)
-            self._tokens[name].gather(windows * self.seq_len, block)
-            if not whole:
-                out[rows] = block
+            self._tokens[name].gather(windows * self.seq_len, out, rows)
         return out
 
     def places(self, first: int, count: int) -> list[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:

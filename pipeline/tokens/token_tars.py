@@ -15,13 +15,14 @@ import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from pipeline.errors import DataError
 from pipeline.files import TEMPORARY, atomic_write, fingerprint, write_text
@@ -37,33 +38,39 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-@dataclass(frozen=True)
-class Member:
-    """One pair of arrays. Offsets: of the ids and of the ends themselves, in bytes from the start of the tar."""
-
-    offset: int
-    tokens: int
-    ends_offset: int
-    documents: int
+# Columns of Shard.members. The offsets are of the ids and of the ends themselves, in bytes from the tar's start.
+OFFSET, TOKENS, ENDS_OFFSET, DOCUMENTS = range(4)
+COLUMNS = ("offset", "tokens", "ends_offset", "documents")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
-    """One token tar. file: relative to the tokens folder; bytes: its size; text_bytes: UTF-8 bytes that it encodes."""
+    """One token tar. file: relative to the tokens folder; bytes: its size; text_bytes: UTF-8 bytes that it encodes;
+    members: (members, 4) int64, with the columns above (an array: ten trillion tokens have 600,000 of them)."""
 
     file: str
     bytes: int
     sha256: str
     text_bytes: int
-    members: tuple[Member, ...]
+    members: npt.NDArray[np.int64]
 
     @property
     def tokens(self) -> int:
-        return sum(member.tokens for member in self.members)
+        return int(self.members[:, TOKENS].sum())
 
     @property
     def documents(self) -> int:
-        return sum(member.documents for member in self.members)
+        return int(self.members[:, DOCUMENTS].sum())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `members` becomes a list of rows."""
+        return {**vars(self), "members": self.members.tolist()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Shard:
+        """Raises: ValueError, KeyError or TypeError where `value` is no such thing."""
+        members = np.array(value["members"], dtype=np.int64).reshape(-1, len(COLUMNS))
+        return cls(**{**value, "members": members})
 
 
 class _Hashed:
@@ -139,7 +146,7 @@ class ShardWriter:
             return
         if self._open_tar is None:
             self._file = f"{self.stem}-{len(self.shards):03d}.tar"
-            self._members: list[Member] = []
+            self._members: list[list[int]] = []
             self._open_tar = ExitStack()
             self._out = _Hashed(self._open_tar.enter_context(atomic_write(self.folder / self._file)))
         ids, ends = np.concatenate(self._ids), np.concatenate(self._ends).astype(np.uint32)
@@ -151,7 +158,7 @@ class ShardWriter:
         key = f"{Path(self._file).stem}-{len(self._members):05d}"
         offset = self._write(f"{key}.tokens.npy", ids)
         ends_offset = self._write(f"{key}.ends.npy", ends)
-        self._members.append(Member(offset, len(ids), ends_offset, len(ends)))
+        self._members.append([offset, len(ids), ends_offset, len(ends)])
         self._written += len(ids)
         self._ids, self._ends, self._held = [], [], 0
 
@@ -177,7 +184,8 @@ class ShardWriter:
         self._open_tar.close()
         self._open_tar = None
         digest, size = self._out.digest.hexdigest(), self._out.position
-        self.shards.append(Shard(self._file, size, digest, self._text_bytes, tuple(self._members)))
+        members = np.array(self._members, dtype=np.int64)
+        self.shards.append(Shard(self._file, size, digest, self._text_bytes, members))
         self._written = self._text_bytes = 0
 
 
@@ -206,15 +214,6 @@ class Index:
         return fingerprint([FORMAT, self.vocab_size, self.eos_id, shards])
 
 
-def shard_to_json(shard: Shard) -> dict[str, Any]:
-    """A shard as JSON: each member is a row `[offset, tokens, ends_offset, documents]`."""
-    return {**asdict(shard), "members": [list(asdict(member).values()) for member in shard.members]}
-
-
-def shard_from_json(value: dict[str, Any]) -> Shard:
-    return Shard(**{**value, "members": tuple(Member(*row) for row in value["members"])})
-
-
 def write_index(folder: Path, index: Index) -> Path:
     """Write index.json: one line a shard, so that it stays small and can be read by eye."""
     head = {
@@ -223,13 +222,13 @@ def write_index(folder: Path, index: Index) -> Path:
         "dtype": index.dtype.name,
         "vocab_size": index.vocab_size,
         "eos_id": index.eos_id,
-        "member": ["offset", "tokens", "ends_offset", "documents"],
+        "member": COLUMNS,
     }
     parts = []
     for part, sources in index.parts.items():
         lines = []
         for source, shards in sources.items():
-            rows = ",\n   ".join(json.dumps(shard_to_json(shard)) for shard in shards)
+            rows = ",\n   ".join(json.dumps(shard.to_json()) for shard in shards)
             lines.append(f"  {json.dumps(source)}: [\n   {rows}]")
         parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
     body = json.dumps(head, indent=1)[:-2] + ',\n "parts": {\n' + ",\n".join(parts) + "\n }\n}\n"
@@ -244,9 +243,9 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = orjson.loads(path.read_bytes())
         parts = {
-            part: {source: tuple(map(shard_from_json, shards)) for source, shards in sources.items()}
+            part: {source: tuple(map(Shard.from_json, shards)) for source, shards in sources.items()}
             for part, sources in value["parts"].items()
         }
         index = Index(int(value["vocab_size"]), int(value["eos_id"]), parts)
@@ -274,12 +273,10 @@ def map_shard(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> npt.NDArray[A
             return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); delete {folder} and tokenize again") from None
-    lost = next(
-        (i for i, member in enumerate(shard.members) if member.offset + member.tokens * dtype.itemsize > size), 0
-    )
+    whole = int((shard.members[:, OFFSET] + shard.members[:, TOKENS] * dtype.itemsize <= size).sum())
     raise DataError(
-        f"{path}: truncated or changed: {size:,} bytes where the index says {shard.bytes:,} (member {lost} of "
-        f"{len(shard.members)}, from byte {size:,} on); delete {folder} and tokenize again"
+        f"{path}: truncated or changed: {size:,} bytes where the index says {shard.bytes:,} ({whole} of "
+        f"{len(shard.members)} members are whole); delete {folder} and tokenize again"
     )
 
 
@@ -287,10 +284,9 @@ def documents(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> Iterator[npt.
     """The ids of each document of a shard, end-of-text included."""
     ids = map_shard(folder, shard, dtype)
     raw = map_shard(folder, shard, np.dtype(np.uint32))
-    for member in shard.members:
-        base = member.offset // dtype.itemsize
-        start = 0
-        for end in raw[member.ends_offset // 4 : member.ends_offset // 4 + member.documents].tolist():
+    for offset, _, ends_offset, count in shard.members.tolist():
+        base, start = offset // dtype.itemsize, 0
+        for end in raw[ends_offset // 4 : ends_offset // 4 + count].tolist():
             yield ids[base + start : base + end]
             start = end
 

@@ -38,8 +38,6 @@ from pipeline.tokens.token_tars import (
     ShardWriter,
     read_index,
     remove_temporary,
-    shard_from_json,
-    shard_to_json,
     token_dtype,
     write_index,
 )
@@ -47,7 +45,7 @@ from pipeline.tracking import Tracker
 
 PARTS: tuple[Part, ...] = ("train", "validation")
 RECEIPTS = "tasks"
-SLOW = "tokenizers_only"  # a file: gigatoken was caught giving other ids in this work
+SLOW = "tokenizers_only"  # a file that stays: gigatoken was caught giving other ids here
 BATCH_CHARACTERS = 4 << 20
 
 
@@ -80,21 +78,20 @@ def run(recipe: Recipe, work: Work, tracker: Tracker) -> Manifest:
         fast = encoder.engine == "gigatoken"
         if not encode_all(tasks, folder, tokenizer, recipe.tokenize, fast):
             log.warning("gigatoken gave other ids than tokenizers on this text; encoding all of it with tokenizers")
+            shutil.rmtree(folder / RECEIPTS, ignore_errors=True)  # first: with the mark there, receipts are believed
             (folder / SLOW).touch()
-            shutil.rmtree(folder / RECEIPTS)
             encode_all(tasks, folder, tokenizer, recipe.tokenize, fast=False)
         parts: dict[str, dict[str, tuple[Shard, ...]]] = {part: {} for part in PARTS}
         for task in tasks:
             shards = json.loads(task.receipt(folder).read_text(encoding="utf-8"))["shards"]
             parts[task.part][task.source] = (
                 *parts[task.part].get(task.source, ()),
-                *(shard_from_json(shard) for shard in shards),
+                *(Shard.from_json(shard) for shard in shards),
             )
         write_index(folder, Index(encoder.vocab_size, encoder.eos_id, parts))
     index = read_index(folder)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
     engine = "tokenizers" if (folder / SLOW).exists() else encoder.engine
-    (folder / SLOW).unlink(missing_ok=True)
     files = [folder / shard.file for sources in index.parts.values() for shards in sources.values() for shard in shards]
     counts = _counts(index) | {"dtype": index.dtype.name, "vocab_size": index.vocab_size, "engine": engine}
     log.info(
@@ -150,7 +147,7 @@ def encode_task(
                 return False
             writer.add(*with_end_of_text(ids, ends, encoder.eos_id), sum(map(utf8_bytes, texts)))
             advance(read)
-    write_json(task.receipt(folder), {"shards": [shard_to_json(shard) for shard in writer.shards]})
+    write_json(task.receipt(folder), {"shards": [shard.to_json() for shard in writer.shards]})
     return True
 
 

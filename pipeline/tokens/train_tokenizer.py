@@ -8,6 +8,7 @@ counts, at most a few times the sample; it does not grow with the corpus.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.tracking import Tracker
 END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, TURN_START, TURN_END)
 MIN_PAIR_COUNT = 2  # a pair seen once is no regularity of the language
+LONGEST_RUN = 256  # letters, signs or blanks in training text; the trainer's time grows with the length of a word
 COMPARED_CHARACTERS = 100_000  # of held-out text on which transformers' reading of the directory is compared with ours
 BATCH_CHARACTERS = 1 << 20
 
@@ -118,7 +120,7 @@ def train(tars: list[Path], settings: TokenizerSettings, folder: Path) -> tuple[
                 counts["sample_bytes"] += size
                 counts["sample_documents"] += 1
                 bar.advance(size)
-                yield document.text
+                yield cut_long_runs(document.text)
 
         tokenizer.train_from_iterator(texts(), trainer)
     if (found := tokenizer.get_vocab_size()) < settings.vocab_size:
@@ -139,6 +141,19 @@ def train(tars: list[Path], settings: TokenizerSettings, folder: Path) -> tuple[
     write_json(folder / "tokenizer_config.json", config)
     write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
     return [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")], counts
+
+
+_RUN = re.compile(rf"[^\W\d_]{{{LONGEST_RUN}}}|[^\w\s]{{{LONGEST_RUN}}}|[^\S\r\n]{{{LONGEST_RUN}}}")
+
+
+def cut_long_runs(text: str) -> str:
+    """Put a line end into runs that are no words of any language (encoded data, rows of signs), every LONGEST_RUN.
+
+    One such run of a megabyte would hold up the trainer for minutes: each merge reads the whole of every word it is in.
+    """
+    if max(map(len, text.split()), default=0) <= LONGEST_RUN and " " * LONGEST_RUN not in text:
+        return text
+    return _RUN.sub(r"\g<0>\n", text)
 
 
 def _pre_tokenizer(name: str) -> Any:

@@ -50,5 +50,5 @@ class ValidationWindows:
             begin = max(start, 1)
             if start == 0:
                 row[0] = self.eos_id
-            tokens.gather(np.array([begin - 1]), row[None, begin - start : stop - start])
+            tokens.gather(np.array([begin - 1]), row[None, begin - start : stop - start], np.array([0]))
         return out

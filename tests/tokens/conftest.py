@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import tokenize as python_tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import manifest as manifests
@@ -16,6 +17,8 @@ from pipeline.corpus.document import Document
 from pipeline.corpus.text_tars import TextTarWriter
 from pipeline.manifest import Manifest, Work
 from pipeline.recipe import Recipe
+from pipeline.tokens.data import TokenData
+from pipeline.tokens.token_tars import Index, ShardWriter, token_dtype, write_index
 from pipeline.tracking import Tracker
 
 CHINESE = "道可道，非常道。名可名，非常名。无名天地之始；有名万物之母。故常无，欲以观其妙；常有，欲以观其徼。"
@@ -97,3 +100,53 @@ def fresh(made: Recipe, tmp_path: Path) -> Fresh:
         return recipe
 
     return make
+
+
+@pytest.fixture(scope="session")
+def stage() -> Callable[[Recipe, str], Manifest]:
+    """Runs one stage of this room."""
+    return run_stage
+
+
+@pytest.fixture(scope="session")
+def text_stage() -> Callable[..., Manifest]:
+    """Writes a finished text/."""
+    return write_text_stage
+
+
+@pytest.fixture(scope="session")
+def recipe_in() -> Callable[..., Recipe]:
+    """Makes a small recipe with its workdir at a place."""
+    return small_recipe
+
+
+@pytest.fixture(scope="session")
+def documents() -> dict[str, list[str]]:
+    """The training documents of `made`, by source."""
+    return DOCUMENTS
+
+
+def write_tokens(
+    folder: Path, train: Mapping[str, int], validation: Mapping[str, int] | None = None, vocab_size: int = 70_000
+) -> TokenData:
+    """A tokens folder whose sources hold 1, 2, 3, …: token number t of a source is t + 1. Documents have 7 tokens."""
+    parts: dict[str, dict[str, tuple[object, ...]]] = {}
+    for part, sources in (("train", train), ("validation", validation or {})):
+        parts[part] = {}
+        for source, count in sources.items():
+            dtype = token_dtype(vocab_size)
+            with ShardWriter(folder, f"{part}/{source}-00000", dtype, shard_tokens=150, member_tokens=40) as writer:
+                ids = np.arange(1, count + 1)
+                for start in range(0, count, 30):
+                    piece = ids[start : start + 30]
+                    ends = np.unique(np.append(np.arange(7, len(piece), 7), len(piece)))
+                    writer.add(piece, ends, 3 * len(piece))
+            parts[part][source] = tuple(writer.shards)
+    write_index(folder, Index(vocab_size, 0, parts))  # type: ignore[arg-type]
+    return TokenData.open(folder)
+
+
+@pytest.fixture(scope="session")
+def tokens_of() -> Callable[..., TokenData]:
+    """Writes token tars of counted tokens: `tokens_of(folder, {source: tokens}, validation={…})`."""
+    return write_tokens
