@@ -81,30 +81,32 @@ def load_base(folder: Path, task: FinetuneTask, labels: Sequence[str], tokenizer
         }
     torch.manual_seed(seed)
     model = load_model(folder, AUTO[task.task], **options)
-    keep_buffers(model)
+    keep_rotary_frequencies(model)
     return model
 
 
-def keep_buffers(model: nn.Module) -> None:
-    """Let the model's parameters change type, but not its buffers.
+def keep_rotary_frequencies(model: nn.Module) -> None:
+    """Let the model turn to another type, but not its rotary frequencies, which `transformers` always keeps in fp32.
 
-    DeepSpeed turns a whole module to bf16. Rotary frequencies are buffers: rounded to 8 bits they turn positions by up
-    to a radian at position 256, and the model that is trained would not be the one that is loaded in the end.
+    DeepSpeed turns a whole module to bf16, buffers included. Frequencies rounded to 8 bits turn positions by up to a
+    radian at position 256, and the model that is trained would not be the one that is loaded in the end.
     """
     for module in model.modules():
-        if any(buffer is not None and buffer.is_floating_point() for buffer in module._buffers.values()):
-            module._apply = _without_buffers(module)  # type: ignore[method-assign]
+        names = [name for name in module._buffers if name.endswith("inv_freq")]
+        if names:
+            module._apply = _apply_except(module, names)  # type: ignore[method-assign]
 
 
-def _without_buffers(module: nn.Module) -> Callable[..., nn.Module]:
-    apply = type(module)._apply
+def _apply_except(module: nn.Module, names: Sequence[str]) -> Callable[..., nn.Module]:
+    """`module._apply`, after which the named buffers have moved to the device, but kept their type."""
+    apply: Callable[..., nn.Module] = type(module)._apply
 
     def changed(function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        before = dict(module._buffers)
+        before = {name: module._buffers[name] for name in names}
         apply(module, function, recurse)
         for name, buffer in before.items():
             now = module._buffers[name]
-            if buffer is not None and now is not None and buffer.is_floating_point():
+            if buffer is not None and now is not None:
                 module._buffers[name] = buffer.to(now.device)
         return module
 

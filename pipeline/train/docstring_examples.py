@@ -2,8 +2,9 @@
 
 `docstring_summaries`: the prompt is a function's source without its docstring, the completion the first sentence of
 that docstring. `docstring_packages`: the text is a docstring, the label the package that it comes from; each package
-gives at most its equal share, so that no one drowns the others. Training examples come from text/train, those held out
-from text/validation. One pass over the tars; what is kept in memory is bounded by the number of examples asked for.
+gives at most its equal share, and never more than the second largest, so that naming the commonest says little.
+Training examples come from text/train, those held out from text/validation. One pass over the tars; what is kept in
+memory is bounded by the number of examples asked for.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ def prepare(task: FinetuneTask, name: str, text: Path) -> Examples:
             f"finetune.{name}: {task.data} is made from Python sources, and {text / 'train'} holds none with "
             "docstrings; add a source of type python_docs to the corpus, or give your own examples with data: jsonl"
         )
+    if task.task == "classify":  # a package with held-out documents alone, in a small corpus
+        known = {example.answer for example in train}
+        skipped["unknown_label"] += sum(example.answer not in known for example in validation)
+        validation = [example for example in validation if example.answer in known]
     return Examples(task.task, tuple(train), tuple(validation), dict(skipped))
 
 
@@ -90,7 +95,8 @@ def _packages(documents: Iterator[Document], limit: int | None, skipped: Counter
                 chosen[package].add(hash_of(text), Example(f"{document.id}#{number}", text, package))
             except Unfit as reason:
                 skipped[str(reason)] += 1
-    found = [example for kept in chosen.values() for example in kept.examples()]
-    bearers = Counter(example.text for example in found)
+    bearers = Counter(example.text for kept in chosen.values() for example in kept.examples())
     skipped["contradictory"] += sum(count for count in bearers.values() if count > 1)
-    return sorted((example for example in found if bearers[example.text] == 1), key=lambda example: example.key)
+    classes = [[example for example in kept.examples() if bearers[example.text] == 1] for kept in chosen.values()]
+    second = sorted(map(len, classes))[-2] if len(classes) > 1 else None
+    return sorted((example for found in classes for example in found[:second]), key=lambda example: example.key)

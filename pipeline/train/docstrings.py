@@ -35,7 +35,7 @@ _HEADER = re.compile(
     re.VERBOSE,
 )
 _FIELD = re.compile(r"^(:|@|>>>|\.\. |\*|-|=|\#|Args?\b|Param|Return(s|):|Usage|Example|Note)")
-_SENTENCE_END = re.compile(r"(?<=[\w)`'\"\]])\.(?=\s+[A-Z`(\[])")
+_SENTENCE_END = re.compile(r"(?<=[\w)`'\"\]])\.(?=\s+[A-Z`(\[:])")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def summary_of(docstring: str) -> str:
         raise Unfit("no_summary")
     line = " ".join(words)
     end = _SENTENCE_END.search(line)
-    line = line[: end.end()] if end else line
+    line = line[: end.end()] if end else line.removesuffix("::").rstrip()
     if len(line) > MAX_SUMMARY:
         raise Unfit("long_summary")
     if len(line.split()) < MIN_SUMMARY_WORDS or not any(character.isalpha() for character in line):

@@ -162,7 +162,7 @@ def from_jsonl(task: FinetuneTask, name: str) -> Examples:
         where = f"finetune.{name}.validation_files"
         held_out = _unique(_read_files(task.validation_files, where, task.task), task.task, skipped)
         if len(held_out) > task.max_validation_examples:
-            skipped["validation_limit"] += len(held_out) - task.max_validation_examples
+            skipped["max_validation_examples"] += len(held_out) - task.max_validation_examples
     else:
         share = max(1, min(round(len(train) * task.validation), task.max_validation_examples))
         known = Counter(example.answer for example in train)
@@ -266,7 +266,8 @@ def _checked(found: Examples, task: FinetuneTask, name: str, reserved: Sequence[
         else:
             train.append(example)
     if task.max_examples is not None and len(train) > task.max_examples:
-        skipped["limit"] += len(train) - task.max_examples
+        if task.data == "jsonl":  # of what is made from text, as many are looked for as are asked for
+            skipped["max_examples"] += len(train) - task.max_examples
         train = train[: task.max_examples]
     made = Examples(found.kind, tuple(train), validation, {reason: n for reason, n in sorted(skipped.items()) if n})
     _refuse(made, name)

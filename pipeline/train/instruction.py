@@ -8,7 +8,7 @@ mask is needed. The output layer works only where there are targets: most of a r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class ChatFormat:
             encoded = next(self._encode([Example(example.id, text, example.answer)]))
         return Encoded(encoded.tokens, encoded.first, cut=True)
 
-    def _encode(self, examples: Sequence[Example]) -> Iterable[Encoded]:
+    def _encode(self, examples: Sequence[Example]) -> Iterator[Encoded]:
         opened = [self.prompt(example.text) for example in examples]
         whole = [
             self.tokenizer.apply_chat_template(
