@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 SAMPLES, SAMPLE_LENGTH = 8, 1500  # shown of each kind; characters of each
-CURVES = {  # metric: title, unit
-    "learning_rate": ("Learning rate", ""),
-    "tokens_per_second": ("Throughput", "tokens/s"),
-    "mfu": ("Model FLOPs utilisation", "share of the peak"),
-    "gradient_norm": ("Gradient norm", ""),
-    "grad_norm": ("Gradient norm", ""),
-    "data_wait": ("Waiting for data", "share of the time"),
-    "memory_gib": ("Memory of a rank", "GiB"),
+MOST_FILES = 3  # corpora in the picture of the lineage; more are one box
+CURVES = {  # metric: title, unit, whether the scale begins at 0
+    "tokens_per_second": ("Throughput", "tokens/s", True),
+    "mfu": ("Model FLOPs utilisation", "share of the peak", True),
+    "learning_rate": ("Learning rate", "", True),
+    "gradient_norm": ("Gradient norm", "", True),
+    "data_wait": ("Waiting for data", "share of the time", True),
+    "memory_gib": ("Memory of a rank", "GiB", True),
 }
+MAIN = ("loss", "tokens_per_second", "mfu", "learning_rate")  # and what is validated; the others are folded away
 
 
 def write_report(recipe: Recipe) -> Path:
@@ -93,9 +94,18 @@ def _training_pictures(stage: str, curves: dict[str, Curve]) -> dict[str, str]:
             title = metric.replace("_", " ").capitalize()
             found[f"{stage}.{name.replace('/', '.')}"] = plots.curves(f"{title}, held-out", "", {"held-out": curve})
         elif name in CURVES:
-            title, unit = CURVES[name]
-            found[f"{stage}.{name}"] = plots.curves(title, unit, {name: curve})
+            title, unit, zero = CURVES[name]
+            found[f"{stage}.{name}"] = plots.curves(title, unit, {name: curve}, zero=zero)
     return found
+
+
+def _ordered(stage: str, pictures: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Names of a stage's pictures: those that are shown at once, and those that are folded away."""
+    mine = [name for name in pictures if name.startswith(f"{stage}.")]
+    validated = [name for name in mine if name.startswith(f"{stage}.validation.")]
+    main = [f"{stage}.{name}" for name in (MAIN if stage == "pretrain" else MAIN[:1])]
+    shown = [name for name in (main[0], *validated, *main[1:]) if name in mine]
+    return shown, [name for name in mine if name not in shown]
 
 
 def _graph(run: Run) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -105,14 +115,14 @@ def _graph(run: Run) -> tuple[dict[str, str], list[tuple[str, str]]]:
     for name, made in run.manifests.items():
         if made is None:
             continue
-        for source, digest in made.inputs.items():
-            kind, colon, label = source.partition(":")
-            node = clean(label or kind)
-            if colon:
-                nodes.setdefault(node, digest[:12])
-            edges.append((node, name))
+        files = {clean(source): digest for source, digest in made.inputs.items() if ":" in source}
+        if len(files) > MOST_FILES:  # they stand side by side in one row
+            files = {f"{len(files)} sources": ""}
+        nodes |= {source: digest[:12] for source, digest in files.items()}
+        reads = [*files, *(source for source in made.inputs if ":" not in source)]
+        edges += [(source, name) for source in reads if source in nodes]
         nodes[name] = made.fingerprint[:12]
-    return nodes, [(source, made) for source, made in edges if source in nodes]
+    return nodes, edges
 
 
 # --- what the template shows ---------------------------------------------------------------------------------------
@@ -141,7 +151,9 @@ def _view(run: Run, pictures: dict[str, str]) -> dict[str, Any]:
         "corpus": clean(_counts(run, "shard")),
         "tokenizer": made.get("tokenizer"),
         "tokens": made.get("tokenize"),
-        "training": [name for name, stage in run.stages.items() if stage.trains and name in made],
+        "training": {
+            name: _ordered(name, pictures) for name, stage in run.stages.items() if stage.trains and name in made
+        },
         "facts": {name: _facts(manifest.counts, manifest.metrics) for name, manifest in made.items()},
         "language": run.evaluations.get("language_model"),
         "sft": sft,

@@ -38,14 +38,14 @@ STYLE = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "legend.frameon": False,
 }
 
 
-def curves(title: str, unit: str, lines: Mapping[str, Curve], cut: bool = False) -> str:
+def curves(title: str, unit: str, lines: Mapping[str, Curve], cut: bool = False, zero: bool = False) -> str:
     """Lines over training steps. lines: name → (steps, values); a name that starts with "held-out" gets dots.
 
-    cut: leave the highest 3 % of the values (a loss's first steps) above the picture's edge.
+    cut: leave the highest 3 % of the values (a loss's first steps) above the picture's edge. zero: the scale begins
+    at 0, so that noise looks as small as it is.
     """
     figure, axes = _axes(title, 2.7)
     colours = dict(zip(lines, (BLUE, ORANGE, GREEN, GREY), strict=False))
@@ -56,16 +56,17 @@ def curves(title: str, unit: str, lines: Mapping[str, Curve], cut: bool = False)
     axes.set_xlabel("step")
     axes.set_ylabel(unit)
     axes.grid(axis="y")
-    axes.set_ylim(*_limits([value for _, values in lines.values() for value in values], 0.97 if cut else 1.0))
+    low, high = _limits([value for _, values in lines.values() for value in values], 0.97 if cut else 1.0)
+    axes.set_ylim(min(low, 0.0) if zero else low, high)
     if len(lines) > 1:
-        axes.legend(loc="best")
+        axes.legend(loc="best", frameon=False)
     return _svg(figure, title)
 
 
 def documents(sources: Mapping[str, Mapping[str, Any]]) -> str:
     """A stacked bar a source: shares of its documents that went to training, to validation, and were dropped."""
     shown = dict(list(sources.items())[:MOST_BARS])
-    figure, axes = _axes("Where documents went, share by source", 0.9 + 0.42 * len(shown))
+    figure, axes = _axes("Where documents went, share by source", 1.3 + 0.42 * len(shown))
     left = [0.0] * len(shown)
     for name, colour in (("train", BLUE), ("validation", GREEN), ("dropped", ORANGE)):
         shares = []
@@ -78,7 +79,7 @@ def documents(sources: Mapping[str, Mapping[str, Any]]) -> str:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of documents read")
-    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, -0.9 / (0.42 * len(shown) + 0.1)), borderaxespad=0)
+    figure.legend(ncols=3, loc="outside lower center", frameon=False)
     return _svg(figure, "Where documents went")
 
 
@@ -115,7 +116,7 @@ def before_after(title: str, before: Mapping[str, float], after: Mapping[str, fl
     axes.set_xlim(0, 1.2)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    axes.legend(ncols=2, loc="upper left", bbox_to_anchor=(0, 0))
+    figure.legend(ncols=2, loc="outside lower center", frameon=False)
     return _svg(figure, title)
 
 
@@ -136,7 +137,7 @@ def confusion(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]
                     column, row, str(counts[row][column]), ha="center", va="center", color=colour,
                     fontsize=9 if number <= 12 else 6,
                 )  # fmt: skip
-    names = [str(label)[:24] for label in labels[:number]]
+    names = [str(label)[:18] for label in labels[:number]]
     axes.set_xticks(range(number), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(number), names)
     axes.set_xlabel("predicted")
@@ -147,7 +148,11 @@ def confusion(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]
 
 
 def lineage(nodes: Mapping[str, str], edges: Sequence[tuple[str, str]]) -> str:
-    """Boxes from top to bottom, arrows from what is read to what is made. nodes: name → second line of the box."""
+    """Boxes from top to bottom, arrows from what is read to what is made. nodes: name → second line of the box.
+
+    An arrow that others lead round (shard → tokenize beside shard → tokenizer → tokenize) is left out.
+    """
+    edges = [edge for edge in edges if not _leads(edges, *edge, skip=edge)]
     depth: dict[str, int] = {}
     for name in nodes:  # each comes after what it reads
         depth[name] = 1 + max((depth.get(source, 0) for source, made in edges if made == name), default=-1)
@@ -162,21 +167,25 @@ def lineage(nodes: Mapping[str, str], edges: Sequence[tuple[str, str]]) -> str:
         for index, name in enumerate(row)
     }
     for source, made in edges:
-        if source in place:
-            straight = depth[made] - depth[source] == 1
-            axes.annotate(
-                "", place[made], place[source],
-                arrowprops={
-                    "arrowstyle": "-|>", "color": GREY, "shrinkA": 14, "shrinkB": 14, "linewidth": 1,
-                    "connectionstyle": "arc3,rad=0" if straight else "arc3,rad=-0.35",
-                },
-            )  # fmt: skip
+        axes.annotate(
+            "", place[made], place[source],
+            arrowprops={"arrowstyle": "-|>", "color": GREY, "shrinkA": 14, "shrinkB": 14, "linewidth": 1},
+        )  # fmt: skip
     for name, (x, y) in place.items():
         box = {"boxstyle": "round,pad=0.35", "facecolor": "#eef3f9", "edgecolor": BLUE, "linewidth": 0.8}
         axes.text(x, y, f"{name}\n{nodes[name]}", ha="center", va="center", fontsize=8, bbox=box)
     axes.set_xlim(0, 1)
     axes.set_ylim(-len(rows) + 0.4, 0.6)
     return _svg(figure, "lineage")
+
+
+def _leads(edges: Sequence[tuple[str, str]], start: str, end: str, skip: tuple[str, str]) -> bool:
+    """Is there a way from `start` to `end` that does not use the edge `skip`?"""
+    return any(
+        made == end or _leads(edges, made, end, skip)
+        for source, made in edges
+        if source == start and (source, made) != skip
+    )
 
 
 def _axes(title: str, height: float) -> tuple[Figure, Axes]:
