@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.manifest import Manifest, Work
 from pipeline.recipe import Recipe
+from pipeline.report.build import write_report
 from pipeline.spool import Spool
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & $\\frac{a}{b}$ \u202eabc\ud800\x01'
@@ -49,13 +51,12 @@ def write_curves(recipe: Recipe, stage: str, steps: int) -> None:
     spool.metrics.append({"step": 10, "time": 1.7e9, "metrics": load})
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def make_recipe(folder: Path) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "tiny",
             "description": f"a run to report on {HOSTILE}".encode("utf-8", "replace").decode(),
-            "workdir": tmp_path / "a run",
+            "workdir": folder / "a run",
             "corpus": {"sources": [{"name": "python", "type": "python_docs"}]},
             "finetune": {"summarize": {"task": "sft"}, "package": {"task": "classify"}},
         }
@@ -63,8 +64,29 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 @pytest.fixture
-def finished(recipe: Recipe) -> Recipe:
-    """All stages done."""
+def recipe(tmp_path: Path) -> Recipe:
+    return make_recipe(tmp_path)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Recipe:
+    """All stages done; without curves, which take time to draw."""
+    found = make_finished(tmp_path)
+    shutil.rmtree(found.workdir / "logs")
+    return found
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """All stages done, and the report written. Not to be changed."""
+    found = make_finished(tmp_path_factory.mktemp("reported"))
+    write_report(found)
+    return found
+
+
+def make_finished(folder: Path) -> Recipe:
+    """A run whose stages are all done."""
+    recipe = make_recipe(folder)
     text, held = part(2762, 57_825_180), part(39, 686_679)
     dropped = {"duplicate": part(3, 618), "empty": part(81, 0), "min_characters": part(119, 12_312)}
     counts = {"read": part(3013, 59_902_976), "kept": part(2801, 58_511_859), "train": {**text, "tars": 8}}
