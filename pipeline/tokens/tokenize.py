@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pipeline import manifest as manifests
 from pipeline.corpus.document import utf8_bytes
 from pipeline.corpus.text_tars import Part, read_text_tar, text_tars
-from pipeline.corpus.workers import run_tasks
+from pipeline.corpus.workers import Workers, cores
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.manifest import Manifest, Work
@@ -129,8 +129,9 @@ def encode_all(tasks: list[Task], folder: Path, tokenizer: Path, settings: Token
     left = [task for task in tasks if not task.receipt(folder).is_file()]
     total = sum(task.bytes for task in tasks)
     work = partial(encode_task, folder=folder, tokenizer=tokenizer, settings=settings, fast=fast)
-    with progress("tokenize", total, start=total - sum(task.bytes for task in left)) as bar:
-        return all(run_tasks(work, left, settings.workers, bar))
+    count = min(settings.workers or cores(), max(len(left), 1))
+    with progress("tokenize", total, start=total - sum(task.bytes for task in left)) as bar, Workers(count) as workers:
+        return all(workers.run(work, left, bar))
 
 
 def encode_task(
