@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,6 +26,11 @@ from pipeline.evaluate.generate import GenerationSettings
 from pipeline.evaluate.text_metrics import text_metrics
 from pipeline.manifest import Manifest, Work
 from pipeline.model.directory import load_causal_model
+from pipeline.model.lstm import (
+    HeadwaterLstmConfig,
+    HeadwaterLstmForCausalLM,
+    HeadwaterLstmForSequenceClassification,
+)
 from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker
 
@@ -161,3 +167,18 @@ def test_nothing_of_finetuning_is_needed_without_tasks(recipe: Recipe) -> None:
 def test_numbers_of_leaves_out_what_is_no_number() -> None:
     found = {"task": "sft", "a": 1, "b": {"c": 0.5, "d": {"e f": 2}}, "list": [1, 2], "none": None}
     assert numbers_of(found, "x") == {"x/a": 1.0, "x/b/c": 0.5, "x/b/d/e f": 2.0}
+
+
+def test_recurrent_models_are_measured_too(recipe: Recipe, tokenizer: Any) -> None:
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    config = HeadwaterLstmConfig(**shape, bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    for folder in ("model", "finetune/answer/model"):
+        HeadwaterLstmForCausalLM(config).save_pretrained(recipe.workdir / folder)
+    labels = dict(enumerate(["bridge", "moon", "river"]))
+    names = {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+    config = HeadwaterLstmConfig(**shape, **names, bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    HeadwaterLstmForSequenceClassification(config).save_pretrained(recipe.workdir / "finetune/topic/model")
+    made = evaluate(recipe)
+    uniform = math.log2(len(tokenizer)) * made.counts["text"]["tokens"] / made.counts["text"]["bytes"]
+    assert made.metrics["language_model/bits_per_byte"] == pytest.approx(uniform, rel=0.02)  # untrained: no idea
+    assert sum(map(sum, read(recipe, "topic.json")["confusion"])) == 6
