@@ -285,6 +285,7 @@ class _Run:
         found = broadcast(checkpoints.latest(self.folder) if self.ranks.first else None)
         if found is None:
             self.history.cut(0)
+            self.tracker.rewind(0)
             return 0
         path, saved = found
         if saved.fingerprint != self.task.fingerprint:
@@ -298,6 +299,7 @@ class _Run:
             raise RecipeError(f"{path}: computed in {saved.dtype}, here {self.dtype}; set precision as it was")
         checkpoints.load(self.engine, path, self.ranks)
         self.history.cut(saved.step)
+        self.tracker.rewind(saved.step)
         if self.ranks.first:
             log.info(f"{self.task.name}: continues after step {saved.step:,} of {self.task.steps:,}")
         return saved.step
