@@ -8,10 +8,11 @@ from typing import Literal
 
 Form = Literal["NFC", "NFKC", "none"]
 
-# C0 without tab and line feed, DEL, and C1; U+FEFF is a byte order mark that travelled with the text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]+")
-_CONTROL_BYTES = bytes([*range(0x09), *range(0x0B, 0x20), 0x7F])
-_LINE_ENDS = re.compile("\r\n?|[\x85\u2028\u2029]")
+# All of it on UTF-8 bytes: bytes.translate and replace scan at gigabytes a second, a character class at a hundredth.
+_C0 = bytes([*range(0x09), *range(0x0B, 0x20), 0x7F])  # without tab and line feed, with DEL; never inside a character
+_C1 = re.compile(b"\xc2[\x80-\x9f]")
+_LINE_ENDS = (b"\r\n", b"\r", "\x85".encode(), "\u2028".encode(), "\u2029".encode())
+_BYTE_ORDER_MARK = "\ufeff".encode()
 
 
 def normalize(text: str, form: Form = "NFC") -> str:
@@ -20,12 +21,13 @@ def normalize(text: str, form: Form = "NFC") -> str:
     CR LF, CR, NEL, LS and PS become line feeds; other control characters (NUL among them; tab stays) and byte order
     marks go; a surrogate pair becomes its character, a lone surrogate U+FFFD. Encodes to UTF-8 without error.
     """
-    if text.isascii():  # most text, and 20 times faster: ASCII is in every form already
-        if "\r" in text:
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
-        return text.encode("ascii").translate(None, _CONTROL_BYTES).decode("ascii")
-    text = without_surrogates(text)
-    text = _CONTROL.sub("", _LINE_ENDS.sub("\n", text))
+    raw = without_surrogates(text).encode("utf-8")
+    for end in _LINE_ENDS:
+        raw = raw.replace(end, b"\n")
+    raw = raw.translate(None, _C0)
+    if raw.isascii():  # ASCII is in every form already
+        return raw.decode("ascii")
+    text = _C1.sub(b"", raw.replace(_BYTE_ORDER_MARK, b"")).decode("utf-8")
     return text if form == "none" else unicodedata.normalize(form, text)
 
 

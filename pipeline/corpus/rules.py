@@ -13,12 +13,14 @@ Words are what white space separates. Where more than .3 of the characters belon
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.corpus.document import Document, Dropped, drop
 from pipeline.recipe import Rules
@@ -35,10 +37,24 @@ _UNSPACED = (
     (0x20000, 0x323B0),  # Han, extensions B to H
 )
 UNSPACED_SHARE = 0.3  # above it, characters count as words
-_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 _NOT_ALPHANUMERIC_BYTES = bytes(code for code in range(128) if not chr(code).isalnum())
 _LETTER = re.compile(r"[^\W\d_]")
 _ELLIPSIS = re.compile(r"\.\.\.|…")
+
+
+@functools.cache
+def _alphanumeric_table() -> npt.NDArray[np.bool_]:
+    """Whether each code point is a letter or a digit: looked up for all characters of a text at once."""
+    return np.fromiter((chr(code).isalnum() for code in range(0x110000)), dtype=np.bool_, count=0x110000)
+
+
+@functools.cache
+def _unspaced_table() -> npt.NDArray[np.bool_]:
+    """Whether each code point belongs to a script written without spaces."""
+    table = np.zeros(0x110000, dtype=np.bool_)
+    for low, high in _UNSPACED:
+        table[low:high] = True
+    return table
 
 
 class Signals:
@@ -52,6 +68,11 @@ class Signals:
         return len(self.text)
 
     @cached_property
+    def codes(self) -> npt.NDArray[np.uint32]:
+        """Code points."""
+        return np.frombuffer(self.text.encode("utf-32-le"), dtype="<u4")
+
+    @cached_property
     def words(self) -> list[str]:
         """What white space separates."""
         return self.text.split()
@@ -61,8 +82,7 @@ class Signals:
         """Characters of scripts written without spaces; 0 unless they are more than UNSPACED_SHARE."""
         if self.text.isascii():
             return 0
-        codes = np.frombuffer(self.text.encode("utf-32-le"), dtype="<u4")
-        count = sum(int(np.count_nonzero((codes >= low) & (codes < high))) for low, high in _UNSPACED)
+        count = int(np.count_nonzero(_unspaced_table()[self.codes]))
         return count if count > UNSPACED_SHARE * len(self.text) else 0
 
     @cached_property
@@ -104,7 +124,7 @@ class Signals:
         if self.text.isascii():
             found = len(self.text.encode("ascii").translate(None, _NOT_ALPHANUMERIC_BYTES))
         else:
-            found = len(_NOT_ALPHANUMERIC.sub("", self.text))
+            found = int(np.count_nonzero(_alphanumeric_table()[self.codes]))
         return found / max(len(self.text), 1)
 
     @cached_property
