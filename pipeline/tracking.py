@@ -348,7 +348,7 @@ class MlflowStore:
             self._upload(model.model_id, layout(folder), texts)
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.create_model_version(
-            name, f"models:/{model.model_id}", run_id, tags, await_creation_for=0, model_id=model.model_id
+            name, model.artifact_location, run_id, tags, await_creation_for=0, model_id=model.model_id
         )
 
     def _upload(self, model_id: str, files: dict[str, Path], texts: dict[str, str]) -> None:
