@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,7 @@ def _show_dry_run(recipe: Recipe, names: tuple[str, ...]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit status; people see a line, not a traceback, for what they can mend."""
     start_logging()
+    warnings.simplefilter("ignore", FutureWarning)  # for those who maintain the libraries, not for those who train
     sys.exit(_status(arguments))
 
 

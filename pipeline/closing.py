@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
+from pipeline.stages import stages
 
 
 def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: Sequence[str]) -> list[str]:
@@ -16,23 +21,24 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
 
     Args: made, each stage's manifest; typed, the recipe as typed; words, the `key=value` words as typed.
     """
-    workdir = recipe.workdir
+    workdir, found = recipe.workdir, stages(recipe)
     lines = ["", f"Made in {workdir} (seed {recipe.seed}):"]
     for name, manifest in made.items():
         size = manifest.total_bytes()
         shown = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-        lines.append(f"  {name:<20} {shown:>9} {round(manifest.seconds):>6} s   {_folder(recipe, name)}")
+        lines.append(f"  {name:<20} {shown:>9} {round(manifest.seconds):>6} s   {workdir / found[name].folder}")
     lines += ["", "How good it is, on held-out data:", *quality_lines(recipe)]
-    settings = " ".join(word for word in words if word.startswith(("workdir=", "name=")))
-    run = f"{typed} {settings}".strip()
+    settings = [word for word in words if word.startswith(("workdir=", "name="))]
+    store = os.path.relpath(workdir.parent / "mlflow.db")
+    run = shlex.join([typed, *settings])
     sft = next((name for name, task in recipe.finetune.items() if task.task == "sft"), None)
     chat = f"--chat --task {sft}" if sft else '--prompt "def "'
     lines += [
         "",
         "Try next:",
-        f"  pipeline generate {run} {chat}",
-        f"  mlflow ui --backend-store-uri sqlite:///{workdir.parent / 'mlflow.db'}",
-        "  pipeline run my.yaml        # your own text: five lines of YAML, see README.md",
+        f"  {_program('pipeline')} generate {run} {chat}",
+        f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote('sqlite:///' + store)}",
+        f"  {_program('pipeline')} run my.yaml        # your own text: five lines of YAML, see README.md",
         "",
         f"Report: {workdir / 'report.html'}",
     ]
@@ -58,6 +64,13 @@ def quality_lines(recipe: Recipe) -> list[str]:
     return lines
 
 
+def _program(name: str) -> str:
+    """How to call a program of this environment from here: by its name where the shell finds it, else by its path."""
+    own = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    return name if found and Path(found).resolve() == own.resolve() else shlex.quote(os.path.relpath(own))
+
+
 def _rouge(metrics: dict[str, float]) -> float:
     return next(value for name, value in metrics.items() if name.lower().replace("-", "").startswith("rougel"))
 
@@ -65,9 +78,3 @@ def _rouge(metrics: dict[str, float]) -> float:
 def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def _folder(recipe: Recipe, name: str) -> Path:
-    from pipeline.stages import stages
-
-    return recipe.workdir / stages(recipe)[name].folder

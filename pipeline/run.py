@@ -55,7 +55,7 @@ def run_stage(recipe: Recipe, name: str, words: Sequence[str]) -> Manifest:
         if stage.trains and ranks is None:
             return _start_ranks(recipe, stage, words)
         with hold(recipe.workdir / "logs", name, stage.needs):
-            return _make(recipe, stage)
+            return _make(recipe, stage, told=ranks is not None and ranks.launcher == "local")
 
 
 def run_all(recipe: Recipe, words: Sequence[str]) -> dict[str, Manifest]:
@@ -99,13 +99,14 @@ def warn_of_stale_inputs(recipe: Recipe, name: str) -> None:
 # --- one stage -----------------------------------------------------------------------------------------------------
 
 
-def _make(recipe: Recipe, stage: Stage) -> Manifest:
-    """Run a stage in this process, which holds its lock."""
+def _make(recipe: Recipe, stage: Stage, told: bool = False) -> Manifest:
+    """Run a stage in this process, which holds its lock. told: the person knows already that it starts."""
     found = status(recipe, stage.name)  # again: the lock's holder before us may have finished it
     if found.manifest:
         log.info("%-20s skipped: %s", stage.name, found.why)
         return found.manifest
-    _prepare(recipe, found)
+    if not (told and found.state == "continue"):
+        _prepare(recipe, found)
     from pipeline.tracking import open_tracker
 
     run = load_stage(stage)
@@ -116,6 +117,7 @@ def _make(recipe: Recipe, stage: Stage) -> Manifest:
 
 
 def _prepare(recipe: Recipe, found: Status) -> None:
+    """Make the folder ready, and say what is done with what lies there."""
     for line in prepare(recipe, found):
         log.info("%s", line)
     log.info("%-20s %s", found.stage.name, "continues: " + found.why if found.state == "continue" else "starts")
@@ -127,8 +129,7 @@ def _start_ranks(recipe: Recipe, stage: Stage, words: Sequence[str]) -> Manifest
         found = status(recipe, stage.name)
         if found.manifest:
             return found.manifest
-        for line in prepare(recipe, found):
-            log.info("%s", line)
+        _prepare(recipe, found)
     from pipeline.cluster.device import default_ranks
     from pipeline.cluster.launch import launch_local
 
