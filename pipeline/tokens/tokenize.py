@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pipeline import manifest as manifests
 from pipeline.corpus.document import utf8_bytes
-from pipeline.corpus.text_tars import Part, read_text_tar, text_tars
+from pipeline.corpus.text_tars import Part, read_text_tar
 from pipeline.corpus.workers import Workers, cores
 from pipeline.errors import DataError
 from pipeline.files import write_json
@@ -29,9 +29,8 @@ from pipeline.manifest import Manifest, Work
 from pipeline.progress import log, progress
 from pipeline.recipe import Recipe, TokenizeSettings
 from pipeline.tokens.encode import Encoder
-from pipeline.tokens.sample import by_source
+from pipeline.tokens.text_sizes import by_source, text_bytes
 from pipeline.tokens.token_tars import (
-    BLOCK,
     INDEX,
     Index,
     Shard,
@@ -57,7 +56,7 @@ class Task:
     source: str
     number: int
     tars: tuple[Path, ...]
-    bytes: int
+    bytes: int  # of text, about
 
     @property
     def name(self) -> str:
@@ -104,22 +103,21 @@ def run(recipe: Recipe, work: Work, tracker: Tracker) -> Manifest:
 def plan(text: Path, task_bytes: int) -> list[Task]:
     """The tasks: they depend on the text tars and the settings alone.
 
-    task_bytes: about so many bytes of text tars a task. Raises: DataError when there is no training text.
+    task_bytes: about so many bytes of text a task. Raises: DataError when there is no training text.
     """
     tasks = []
     for part in PARTS:
-        tars = text_tars(text, part)
-        if not tars and part == "train":
+        sizes = text_bytes(text, part)
+        if not sizes and part == "train":
             raise DataError(f"{text}: no training text; add sources, loosen corpus.rules or lower corpus.validation")
-        for source, group in by_source(tars).items():
-            sizes = [tar.stat().st_size for tar in group]
+        for source, group in by_source(sizes).items():
             start, number = 0, 0
             while start < len(group):
-                stop, held = start + 1, sizes[start]
-                while stop < len(group) and held + sizes[stop] <= task_bytes:
-                    held += sizes[stop]
+                stop, held = start + 1, sizes[group[start]]
+                while stop < len(group) and held + sizes[group[stop]] <= task_bytes:
+                    held += sizes[group[stop]]
                     stop += 1
-                tasks.append(Task(part, source, number, tuple(group[start:stop]), held))
+                tasks.append(Task(part, source, number, tuple(group[start:stop]), round(held)))
                 start, number = stop, number + 1
     return tasks
 
@@ -142,12 +140,13 @@ def encode_task(
     dtype = token_dtype(encoder.vocab_size)
     stem = f"{task.part}/{task.name}"
     with ShardWriter(folder, stem, dtype, settings.shard_tokens, settings.member_tokens) as writer:
-        for texts, read in _batches(task.tars):
+        for texts in _batches(task.tars):
             ids, ends = encoder.encode_batch(texts)
             if encoder.differed:
                 return False
-            writer.add(*with_end_of_text(ids, ends, encoder.eos_id), sum(map(utf8_bytes, texts)))
-            advance(read)
+            size = sum(map(utf8_bytes, texts))
+            writer.add(*with_end_of_text(ids, ends, encoder.eos_id), size)
+            advance(size)
     write_json(task.receipt(folder), {"shards": [shard.to_json() for shard in writer.shards]})
     return True
 
@@ -165,8 +164,8 @@ def with_end_of_text(
     return out, moved
 
 
-def _batches(tars: tuple[Path, ...]) -> Iterator[tuple[list[str], int]]:
-    """Texts, a few megabytes at a time, and how far the reading of the tars has come since the last."""
+def _batches(tars: tuple[Path, ...]) -> Iterator[list[str]]:
+    """Texts, a few megabytes at a time."""
     texts: list[str] = []
     held = 0
     for tar in tars:
@@ -174,15 +173,10 @@ def _batches(tars: tuple[Path, ...]) -> Iterator[tuple[list[str], int]]:
             texts.append(document.text)
             held += len(document.text)
             if held >= BATCH_CHARACTERS:
-                yield texts, _size_in_tar(texts)
+                yield texts
                 texts, held = [], 0
     if texts:
-        yield texts, _size_in_tar(texts)
-
-
-def _size_in_tar(texts: list[str]) -> int:
-    """What documents take up in a text tar: two headers, the text padded, and a short `.json`."""
-    return sum(utf8_bytes(text) // BLOCK * BLOCK + 4 * BLOCK for text in texts)
+        yield texts
 
 
 def _counts(index: Index) -> dict[str, Any]:

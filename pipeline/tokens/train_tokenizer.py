@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.progress import log, progress
 from pipeline.recipe import Recipe, TokenizerSettings
 from pipeline.tokens.encode import Encoder, read_tokenizer_json, special_token
 from pipeline.tokens.sample import sample_documents
+from pipeline.tokens.text_sizes import text_bytes
 from pipeline.tracking import Tracker
 
 END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -78,7 +79,7 @@ def run(recipe: Recipe, work: Work, tracker: Tracker) -> Manifest:
     if settings.path:
         files = take_over(Path(settings.path), work.folder)
     else:
-        files, counts = train(text_tars(text, "train"), settings, work.folder)
+        files, counts = train(text_bytes(text, "train"), settings, work.folder)
     encoder = Encoder.open(work.folder)
     checked, metrics = check(encoder, held_out, work.folder, exact=settings.path is None)
     log.info(
@@ -93,8 +94,10 @@ def run(recipe: Recipe, work: Work, tracker: Tracker) -> Manifest:
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def train(tars: list[Path], settings: TokenizerSettings, folder: Path) -> tuple[list[Path], dict[str, Any]]:
-    """Train on a sample of `tars` and write the directory; returns its files and the counts of the sample.
+def train(sizes: Mapping[Path, float], settings: TokenizerSettings, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Train on a sample of text tars and write the directory; returns its files and the counts of the sample.
+
+    sizes: bytes of text in each tar.
 
     Raises: DataError when the text holds fewer regularities than `vocab_size` words.
     """
@@ -111,11 +114,11 @@ def train(tars: list[Path], settings: TokenizerSettings, folder: Path) -> tuple[
         show_progress=False,
     )
     counts = {"sample_bytes": 0, "sample_documents": 0}
-    wanted = min(settings.sample_bytes, sum(tar.stat().st_size for tar in tars))
+    wanted = min(settings.sample_bytes, int(sum(sizes.values())))
     with progress("tokenizer: reading a sample", wanted) as bar:
 
         def texts() -> Iterator[str]:
-            for document in sample_documents(tars, settings.sample_bytes):
+            for document in sample_documents(sizes, settings.sample_bytes):
                 size = utf8_bytes(document.text)
                 counts["sample_bytes"] += size
                 counts["sample_documents"] += 1

@@ -52,7 +52,14 @@ def write_text_stage(
                     writer.add(f"{source}-00000-{number:07d}", Document(text, f"{source}/{number}", source, language))
             paths += writer.paths
     work = Work("shard", folder, "key", {}, {})
-    return work.finish(paths)
+    counts = {
+        source: {
+            part: {"bytes": sum(len(text.encode()) for text in texts.get(source, []))}
+            for part, texts in (("train", train), ("validation", validation))
+        }
+        for source in {**train, **validation}
+    }
+    return work.finish(paths, {"sources": counts})
 
 
 def run_stage(recipe: Recipe, name: str) -> Manifest:
