@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,47 +98,61 @@ def _make(corpus: Corpus, folder: Path, summary: Path) -> None:
 
 
 def _read(corpus: Corpus, parts: Path, splits: Sequence[tuple[Source, Split]], workers: Workers) -> list[ReadSplit]:
-    """Read all splits, or as many of a source as `max_bytes` asks for.
+    """Read all splits, or as many of a source as `max_bytes` asks for, in rounds: text may be less than what is stored.
 
     Workers may have read further than the bound when it is met; which splits count is decided by their order alone.
     """
     left = {source.name: source.max_bytes or _UNBOUNDED for source in corpus.sources}
-    read: list[ReadSplit] = []
-    asked: deque[tuple[Source, Split]] = deque()
-
-    def tasks() -> Iterator[ReadTask]:
-        for source, split in splits:
-            if left[source.name] > 0:
-                asked.append((source, split))
-                yield ReadTask(parts, source, split, corpus)
-
-    with progress("shard: read", _input_bytes(splits), "B") as bar:
-        for summary in workers.run(read_part, tasks(), bar):
-            source, split = asked.popleft()
-            if (budget := left[source.name]) > 0:
-                read.append(ReadSplit(source, split, summary, budget))
-            left[source.name] = budget - summary.bytes
+    read: dict[str, list[ReadSplit]] = {source.name: [] for source in corpus.sources}
+    ahead = list(splits)
+    with progress("shard: read", sum(split.bytes for _, split in _needed(ahead, left)), "B") as bar:
+        while now := _needed(ahead, left):
+            taken = {split.name for _, split in now}
+            ahead = [(source, split) for source, split in ahead if split.name not in taken]
+            asked: deque[tuple[Source, Split]] = deque()
+            for summary in workers.run(read_part, _tasks(corpus, parts, now, left, asked), bar):
+                source, split = asked.popleft()
+                if (budget := left[source.name]) > 0:
+                    read[source.name].append(ReadSplit(source, split, summary, budget))
+                left[source.name] = budget - summary.bytes
     for source in corpus.sources:
-        if not any(part.summary.records for part in read if part.source.name == source.name):
+        if not any(part.summary.records for part in read[source.name]):
             log.warning(f"source {source.name}: no document in it{_cut_short(source, left[source.name])}")
-    if not any(part.summary.records for part in read):
+    found = [part for source in corpus.sources for part in read[source.name]]
+    if not any(part.summary.records for part in found):
         raise DataError(
             f"no document was read from {', '.join(left)}: the corpus is empty; look at the paths in corpus.sources"
         )
-    return read
+    return found
+
+
+def _needed(ahead: Sequence[tuple[Source, Split]], left: Mapping[str, int]) -> list[tuple[Source, Split]]:
+    """The first splits of each source whose stored bytes reach what is left to read of it."""
+    expected = dict.fromkeys(left, 0)
+    needed = []
+    for source, split in ahead:
+        if expected[source.name] < left[source.name]:
+            expected[source.name] += max(split.bytes, 1)
+            needed.append((source, split))
+    return needed
+
+
+def _tasks(
+    corpus: Corpus,
+    parts: Path,
+    splits: Sequence[tuple[Source, Split]],
+    left: Mapping[str, int],
+    asked: deque[tuple[Source, Split]],
+) -> Iterator[ReadTask]:
+    """Tasks for splits, until their source has no bytes left; each split asked for is appended to `asked`."""
+    for source, split in splits:
+        if left[source.name] > 0:
+            asked.append((source, split))
+            yield ReadTask(parts, source, split, corpus)
 
 
 def _cut_short(source: Source, left: int) -> str:
     return f"; its first is larger than max_bytes={source.max_bytes}" if left < 0 else ""
-
-
-def _input_bytes(splits: Sequence[tuple[Source, Split]]) -> int:
-    """How much will be read, for the bar: what is stored, or the bound of a source that has one."""
-    sizes: dict[str, int] = {}
-    bounds = {source.name: source.max_bytes or _UNBOUNDED for source, _ in splits}
-    for source, split in splits:
-        sizes[source.name] = sizes.get(source.name, 0) + split.bytes
-    return sum(min(size, bounds[name]) for name, size in sizes.items())
 
 
 # --- step 2: decide ------------------------------------------------------------------------------------------------
