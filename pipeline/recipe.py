@@ -229,10 +229,16 @@ class ModelSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) with AdamW for what is not a hidden matrix."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` learns more from each token of pretraining; DeepSpeed's implementation. Gradients are then not clipped:
+    its updates have one size whatever the gradient's."""
     learning_rate: PositiveFloat = 3e-4
+    """Peak rate of AdamW."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Peak rate of Muon, whose updates are orthogonal matrices; unused by `adamw`."""
+    muon_momentum: Fraction = 0.95
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     epsilon: PositiveFloat = 1e-8

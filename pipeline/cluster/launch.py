@@ -89,7 +89,7 @@ def _start(command: list[str], environment: Mapping[str, str], stack: contextlib
     number = int(environment["RANK"])
     said = None
     if number:
-        said = stack.enter_context(tempfile.TemporaryFile())
+        said = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 — the stack closes it
     process = subprocess.Popen(
         command,
         env=dict(environment),

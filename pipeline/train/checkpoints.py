@@ -153,8 +153,7 @@ def consolidated_weights(checkpoint: Path) -> dict[str, Tensor]:
 
     Raises: DataError when the checkpoint is damaged.
     """
-    describe(checkpoint)
-    return deepspeed_engine.fp32_weights(checkpoint)
+    return deepspeed_engine.fp32_weights(checkpoint, describe(checkpoint).zero_stage)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from pipeline.cluster.device import Device, compiler
 from pipeline.cluster.ranks import Ranks
 from pipeline.config import find_deepspeed_config
 from pipeline.errors import EnvironmentFault, RecipeError
-from pipeline.recipe import TrainingBase
+from pipeline.recipe import OptimizerSettings, TrainingBase
 
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
 STATE = "state"  # DeepSpeed's folder inside a checkpoint
@@ -110,50 +110,75 @@ def read_config(name: str) -> dict[str, Any]:
 def configuration(settings: TrainingBase, plan: Plan) -> dict[str, Any]:
     """The whole DeepSpeed configuration: the JSON file and what the recipe says."""
     values = read_config(settings.deepspeed)
-    zero = values.setdefault("zero_optimization", {"stage": 0})
+    stage = values.setdefault("zero_optimization", {"stage": 0}).get("stage", 0)
+    low = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(plan.dtype)
+    adamw = settings.optimizer.name == "adamw"
     values |= {
         "train_batch_size": plan.micro_batch * plan.accumulation * plan.world_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": settings.gradient_clip,
-        "bf16": {"enabled": plan.dtype == torch.bfloat16},
-        "fp16": {"enabled": plan.dtype == torch.float16},
+        # DeepSpeed would clip Muon's finished updates together with AdamW's gradients.
+        "gradient_clipping": settings.gradient_clip if adamw else 0.0,
         "steps_per_print": 10**12,  # our own loop reports
         "zero_allow_untested_optimizer": True,  # Muon, in DeepSpeed's own implementation
         "zero_force_ds_cpu_optimizer": False,  # its CPU Adam needs a compiler; torch's fused AdamW does not
     }
-    if plan.dtype == torch.bfloat16 and zero.get("stage") != 0:
-        # Sums of gradients over micro-batches and ranks stay exact enough only in fp32.
-        values.setdefault("data_types", {"grad_accum_dtype": "bf16" if zero.get("stage") == 1 else "fp32"})
+    if low and stage == 0:  # without ZeRO there are no fp32 master weights beside low-precision ones
+        values["torch_autocast"] = {"enabled": True, "dtype": low}
+    elif low:
+        values["bf16" if low == "bfloat16" else "fp16"] = {"enabled": True}
+        if plan.accumulation > 1 and adamw and low == "bfloat16":
+            values.setdefault("data_types", {"grad_accum_dtype": "fp32"})  # bf16 would lose small shares of the sum
     return values
 
 
-def parameter_groups(model: nn.Module, settings: TrainingBase) -> list[dict[str, Any]]:
-    """AdamW's groups: weight decay on matrices, none on embeddings, norms and biases."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The optimizer's groups: weight decay on matrices, none on embeddings, norms and biases.
+
+    With Muon the hidden matrices are its own; embeddings, the output layer, norms and biases stay with AdamW.
+    """
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    embeddings, vocabularies = {id(table.weight) for table in tables}, {table.num_embeddings for table in tables}
+    hidden: list[nn.Parameter] = []
+    output: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else plain).append(parameter)
-    rate, decay = settings.optimizer.learning_rate, settings.optimizer.weight_decay
-    groups = [
-        {"params": decayed, "weight_decay": decay, "lr": rate},
-        {"params": plain, "weight_decay": 0.0, "lr": rate},
-    ]
+    for weight in model.parameters():
+        if weight.requires_grad and weight.ndim >= 2 and id(weight) not in embeddings:
+            (output if weight.size(0) in vocabularies else hidden).append(weight)
+        elif weight.requires_grad:
+            plain.append(weight)
+    adam = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2), "eps": settings.epsilon}
+    decayed, undecayed = adam | {"weight_decay": settings.weight_decay}, adam | {"weight_decay": 0.0}
+    if settings.name == "adamw":
+        groups = [{"params": hidden + output, **decayed}, {"params": plain, **undecayed}]
+    else:
+        for weight in model.parameters():
+            weight.use_muon = any(weight is other for other in hidden)  # type: ignore[attr-defined]
+        muon = {
+            "lr": settings.muon_learning_rate,
+            "momentum": settings.muon_momentum,
+            "weight_decay": settings.weight_decay,
+            "ns_method": "standard",
+        }
+        groups = [
+            {"params": hidden, "use_muon": True, **muon},
+            {"params": output, "use_muon": False, **decayed},
+            {"params": plain, "use_muon": False, **undecayed},
+        ]
     return [group for group in groups if group["params"]]
 
 
-def optimizer(model: nn.Module, settings: TrainingBase) -> torch.optim.Optimizer:
-    """The optimizer that a recipe asks for."""
-    chosen = settings.optimizer
-    return torch.optim.AdamW(
-        parameter_groups(model, settings),
-        lr=chosen.learning_rate,
-        betas=(chosen.beta1, chosen.beta2),
-        eps=chosen.epsilon,
-        fused=True,
+def optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer that a recipe asks for; AdamW is torch's fused one, which needs no compiler."""
+    groups = parameter_groups(model, settings)
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    found: torch.optim.Optimizer = MuonWithAuxAdam(
+        groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs={"fused": True}
     )
+    return found
 
 
 @contextlib.contextmanager
@@ -198,11 +223,14 @@ def start(model: nn.Module, settings: TrainingBase, device: Device, plan: Plan) 
 
     Returns deepspeed.DeepSpeedEngine. Raises: RecipeError when DeepSpeed refuses the configuration.
     """
+    if not plan.compile:
+        # DeepSpeed compiles Muon's iteration at its first step: without a compiler it would die there.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     deepspeed = _import(device)
     model.to(device.torch_device)
     values = configuration(settings, plan)
     try:
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, settings), config=values)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, settings.optimizer), config=values)
     except (AssertionError, ValueError, deepspeed.DeepSpeedConfigError) as error:
         path = find_deepspeed_config(settings.deepspeed)
         raise RecipeError(f"{path}: DeepSpeed refuses it: {' '.join(str(error).split())}") from error
@@ -211,12 +239,16 @@ def start(model: nn.Module, settings: TrainingBase, device: Device, plan: Plan) 
     return engine
 
 
-def fp32_weights(checkpoint: Path) -> dict[str, Tensor]:
+def fp32_weights(checkpoint: Path, stage: int) -> dict[str, Tensor]:
     """The fp32 weights in a checkpoint folder, by parameter name, on the CPU: the ranks' shares put together."""
     _quiet()
     from deepspeed.utils import zero_to_fp32
 
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    if stage == 0:
+        states = torch.load(checkpoint / STATE / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        weights: dict[str, Tensor] = states["module"]
+        return weights
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         found: dict[str, Tensor] = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
     return found
 
@@ -229,7 +261,8 @@ def release() -> None:
 
 
 def _quiet() -> None:
-    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
+    for module in ("deepspeed", "torch.distributed"):  # it calls names that torch has given new ones
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 

@@ -21,7 +21,8 @@ from pipeline.manifest import Manifest, Work
 from pipeline.model.build import build_model, flops_per_token, parameter_count
 from pipeline.progress import log
 from pipeline.recipe import Recipe
-from pipeline.tokens.stream import Stream, TokenData
+from pipeline.tokens.data import TokenData
+from pipeline.tokens.stream import Stream
 from pipeline.tokens.validation import ValidationWindows
 from pipeline.tracking import Tracker
 from pipeline.train import checkpoints
@@ -89,7 +90,7 @@ class PretrainTask:
         )
         self.windows = ValidationWindows(data, settings.seq_len)
         self.micro_batch = settings.micro_batch
-        self.validation = spread(len(self.windows), settings.validation_windows)
+        self.held_out = min(settings.validation_windows or len(self.windows), len(self.windows))
 
     def targets(self, step: int) -> int:
         """Every token of every window is a target."""
@@ -112,16 +113,15 @@ class PretrainTask:
         return loss
 
     def validate(self, model: nn.Module, ranks: Ranks, reduce_sum: ReduceSum) -> dict[str, float]:
-        """Mean loss in nats a token, and bits a byte of text, over `validation_windows` windows.
+        """Mean loss in nats a token, and bits a byte of text, over the first `validation_windows` windows.
 
         Bits a byte = loss / ln 2 · (tokens / bytes of the whole held-out text): exact when all windows are measured.
         """
         place = next(model.parameters()).device
         nats, targets = 0.0, 0
-        rounds = math.ceil(len(self.validation) / (self.micro_batch * ranks.world_size))
-        for turn in range(rounds):
+        for turn in range(math.ceil(self.held_out / (self.micro_batch * ranks.world_size))):
             first = (turn * ranks.world_size + ranks.rank) * self.micro_batch
-            batch = self.validation_batch(self.validation[first : first + self.micro_batch])
+            batch = self.validation_batch(first, min(self.micro_batch, self.held_out - first))
             nats += float(self.loss_sum(model, {name: value.to(place) for name, value in batch.items()}))
             targets += int((batch["targets"] != IGNORE).sum())
         nats, count = reduce_sum([nats, float(targets)])
@@ -129,12 +129,12 @@ class PretrainTask:
         per_byte = self.data.tokens("validation") / self.data.bytes("validation")
         return {"loss": loss, "bits_per_byte": loss / math.log(2) * per_byte}
 
-    def validation_batch(self, windows: Sequence[int]) -> Batch:
-        """inputs and targets of these validation windows; an empty share still makes one row, of padding."""
-        if not windows:
+    def validation_batch(self, first: int, count: int) -> Batch:
+        """inputs and targets of `count` validation windows; an empty share still makes one row, of padding."""
+        if count <= 0:
             empty = torch.zeros(1, self.seq_len, dtype=torch.int64)
             return {"inputs": empty, "targets": torch.full_like(empty, IGNORE)}
-        tokens = torch.cat([torch.from_numpy(self.windows.batch(window, 1)) for window in windows])
+        tokens = torch.from_numpy(self.windows.batch(first, count))
         inputs, targets = tokens[:, :-1].clamp(min=0), tokens[:, 1:]
         return {"inputs": inputs.contiguous(), "targets": torch.where(targets < 0, IGNORE, targets)}
 
@@ -150,6 +150,7 @@ def write_final(recipe: Recipe, folder: Path, task: PretrainTask, result: TrainR
         final.mkdir(exist_ok=True)
         temporary = path.with_name(path.name + TEMPORARY)
         save_file(weights, temporary)
+        temporary.chmod(0o644)  # safetensors makes it readable for its owner only
         sync_file(temporary)
         temporary.replace(path)
         sync_directory(final)
@@ -188,10 +189,3 @@ def mean_of_last(losses: Sequence[float], share: float = 0.02) -> float:
     """Mean loss of the last 2 % of the steps: that of a single step is noise."""
     last = losses[-max(1, round(share * len(losses))) :]
     return math.fsum(last) / len(last)
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """`wanted` numbers out of 0 … count-1, evenly spread; all of them when wanted is 0 or more than there are."""
-    if not wanted or wanted >= count:
-        return list(range(count))
-    return [index * count // wanted for index in range(wanted)]
