@@ -38,7 +38,8 @@ def prepare(task: FinetuneTask, name: str, text: Path) -> Examples:
     if not train:
         raise DataError(
             f"finetune.{name}: {task.data} is made from Python sources, and {text / 'train'} holds none with "
-            "docstrings; add a source of type python_docs to the corpus, or give your own examples with data: jsonl"
+            "docstrings; add a source of type python_docs (content: source) to the corpus, or give your own examples "
+            "with data: jsonl"
         )
     if task.task == "classify":  # a package with held-out documents alone, in a small corpus
         known = {example.answer for example in train}

@@ -8,7 +8,6 @@ seeds learn from and are measured on the same ones. Duplicates are dropped, and 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import heapq
 import json
@@ -18,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.corpus.compressed import open_stream
+from pipeline.corpus.sources import find_files
 from pipeline.errors import DataError
 from pipeline.files import atomic_write, write_json
 from pipeline.recipe import FinetuneTask
@@ -25,6 +26,8 @@ from pipeline.recipe import FinetuneTask
 Kind = Literal["sft", "classify"]
 FIELDS: dict[str, tuple[str, str]] = {"sft": ("prompt", "completion"), "classify": ("text", "label")}
 SUMMARY = "examples.json"
+PARTS = ("train", "validation")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 MAX_LINE = 16 * 1024 * 1024  # bytes; a longer line is no example
 
 
@@ -121,7 +124,7 @@ def prepare(task: FinetuneTask, name: str, text: Path, folder: Path, reserved: S
 
         found = docstring_examples.prepare(task, name, text)
     made = _checked(found, task, name, reserved)
-    for part, examples in (("train", made.train), ("validation", made.validation)):
+    for part, examples in zip(PARTS, (made.train, made.validation), strict=True):
         write_lines(folder / f"{part}.jsonl", examples, task.task)
     write_json(folder / SUMMARY, made.counts())
     return made
@@ -129,12 +132,9 @@ def prepare(task: FinetuneTask, name: str, text: Path, folder: Path, reserved: S
 
 def read(folder: Path, kind: Kind) -> Examples:
     """The examples that `prepare` kept in `folder`."""
-    parts = [tuple(example for example in read_lines(folder / f"{part}.jsonl", kind)) for part in PARTS]
+    train, validation = (tuple(read_lines(folder / f"{part}.jsonl", kind)) for part in PARTS)
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    return Examples(kind, parts[0], parts[1], summary["skipped"])
-
-
-PARTS = ("train", "validation")
+    return Examples(kind, train, validation, summary["skipped"])
 
 
 def write_lines(path: Path, examples: Iterable[Example], kind: Kind) -> None:
@@ -176,29 +176,27 @@ def from_jsonl(task: FinetuneTask, name: str) -> Examples:
 
 
 def _read_files(pattern: str, where: str, kind: Kind) -> Iterator[Example]:
-    paths = [Path(pattern)] if Path(pattern).is_file() else sorted(Path(path) for path in glob.glob(pattern))
-    if not paths:
-        raise DataError(f"{where}: no file matches {pattern}")
-    for path in paths:
-        yield from read_lines(path, kind)
+    try:
+        found = find_files(pattern, SUFFIXES)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    for item in found:
+        yield from read_lines(Path(item.path), kind)
 
 
 def read_lines(path: Path, kind: Kind) -> Iterator[Example]:
-    """The examples of one JSON-lines file; ids are the file's own, or its name and the line.
+    """The examples of one JSON-lines file (plain, .gz or .zst); ids are the file's own, or its name and the line.
 
     Raises: DataError naming the file and line, and what is wrong there.
     """
     form = 'an object with "{}" and "{}"'.format(*FIELDS[kind])
-    try:
-        with open(path, "rb") as handle:
-            for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE), b""), 1):
-                place = f"{path}:{number}"
-                if len(line) == MAX_LINE:
-                    raise DataError(f"{place}: longer than {MAX_LINE // 2**20} MiB; each line must be {form}")
-                if line.strip():
-                    yield _example(line, place, kind, form)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    with open_stream(path) as handle:
+        for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE), b""), 1):
+            place = f"{path}:{number}"
+            if len(line) == MAX_LINE:
+                raise DataError(f"{place}: longer than {MAX_LINE // 2**20} MiB; each line must be {form}")
+            if line.strip():
+                yield _example(line, place, kind, form)
 
 
 def _example(line: bytes, place: str, kind: Kind, form: str) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_what_cannot_be_learnt_is_refused(tmp_path: Path) -> None:
     none = lines(tmp_path / "none.jsonl", [])
     cases = [
         (task(), "train_files is not set"),
-        (task(train_files="no/such/*.jsonl"), "no file matches no/such/*.jsonl"),
+        (task(train_files="no/such/*.jsonl"), "finetune.mine.train_files: no/such/*.jsonl: no file matches"),
         (task(train_files=one), "all 18 training examples have the label 'a'"),
         (task(train_files=none), "no example is left to train on"),
         (task(train_files=good, validation_files=none), "no example is left to hold out"),
@@ -225,6 +226,18 @@ def test_a_corpus_without_python_is_refused(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text", [python_file("stdlib", "a.py", "x = 1\n")], [])
     with pytest.raises(DataError, match="holds none with docstrings"):
         prepare(task(task="sft", data="docstring_summaries"), "s", text, tmp_path / "examples", ())
+
+
+def test_compressed_files_and_folders_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = labelled(20)
+    plain = lines(folder / "a.jsonl", rows[:10])
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(Path(lines(tmp_path / "b", rows[10:])).read_bytes()))
+    found = made(tmp_path, task(train_files=str(folder)))
+    assert len(found.train) + len(found.validation) == 20
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(Path(plain).read_bytes())[:-9])
+    assert "b.jsonl.gz: the compressed file ends early" in refusal(tmp_path / "cut", task(train_files=str(folder)))
 
 
 def test_hash_is_stable() -> None:

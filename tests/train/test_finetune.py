@@ -16,6 +16,12 @@ import torch
 from tiny_models import write_llama
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from pipeline.config import load_recipe
+from pipeline.errors import DataError
+from pipeline.manifest import Work
+from pipeline.tracking import Tracker
+from pipeline.train import finetune
+
 ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: tiny
@@ -26,8 +32,8 @@ finetune:
   parity: {{task: classify, train_files: {data}/classify.jsonl, {training}}}
 """
 TRAINING = (
-    "base: {data}/base, ranks: 1, epochs: 2, global_batch: 8, micro_batch: 4, seq_len: 64, checkpoint_steps: 1, "
-    "precision: fp32, optimizer: {{learning_rate: 0.01}}"
+    "base: {data}/base, ranks: 1, epochs: 2, global_batch: 8, micro_batch: 4, seq_len: 64, "
+    "precision: fp32, optimizer: {{learning_rate: 0.02}}"
 )
 
 
@@ -35,8 +41,7 @@ TRAINING = (
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_llama(folder / "base")
-    answers = ["it is even", "it is odd"]
-    rows = [(f"is {number} even or odd?", answers[number % 2]) for number in range(80)]
+    rows = [(f"is {number} even or odd?", ["even", "odd"][number % 2]) for number in range(80)]
     for kind, names in (("sft", ("prompt", "completion")), ("classify", ("text", "label"))):
         lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
         (folder / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
@@ -89,7 +94,7 @@ def test_stock_transformers_loads_and_runs_both_models(whole: Run) -> None:
     chat = [{"role": "user", "content": "is 3 even or odd?"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert tokenizer.decode(answer, skip_special_tokens=True).startswith("it is ")
+    assert tokenizer.decode(answer, skip_special_tokens=True) in ("even", "odd")
     assert answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")  # it has learnt to stop
 
     folder = whole.task("parity") / "model"
@@ -97,7 +102,7 @@ def test_stock_transformers_loads_and_runs_both_models(whole: Run) -> None:
         AutoModelForSequenceClassification.from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
     )
-    assert classifier.config.id2label == {0: "it is even", 1: "it is odd"}
+    assert classifier.config.id2label == {0: "even", 1: "odd"}
     assert tokenizer.model_max_length == 64
     with torch.no_grad():
         logits = classifier(**tokenizer(["is 3 even or odd?"], return_tensors="pt")).logits
@@ -114,13 +119,15 @@ def test_manifest_tells_what_was_learnt(whole: Run) -> None:
     parity = json.loads((whole.task("parity") / "manifest.json").read_text())
     assert parity["counts"]["classes"] and 0.0 <= parity["metrics"]["validation/accuracy"] <= 1.0
     shown = json.loads((whole.task("answer") / "examples" / "shown.json").read_text())
-    assert len(shown) == 3 and all("⟦it is " in text and text.endswith("<|im_end|>⟧") for text in shown)
+    assert len(shown) == 3 and all(
+        text.split("⟦")[1].startswith(("even", "odd")) and text.endswith("<|im_end|>⟧") for text in shown
+    )
     assert len(list((whole.task("answer") / "checkpoints").glob("step-*"))) == 1
 
 
 def test_killed_and_started_again_it_ends_alike(tmp_path: Path, data: Path, whole: Run) -> None:
     run = Run(tmp_path, data)
-    process = run.start("answer")
+    process = run.start("answer", "finetune.answer.checkpoint_steps=1")
     reached = run.task("answer") / "checkpoints" / "step-000000003"
     deadline = time.monotonic() + 200
     while not reached.is_dir() and process.poll() is None and time.monotonic() < deadline:
@@ -128,7 +135,7 @@ def test_killed_and_started_again_it_ends_alike(tmp_path: Path, data: Path, whol
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert reached.parent.is_dir() and not (run.task("answer") / "manifest.json").exists()
-    status, said = run.finish("answer")
+    status, said = run.finish("answer")  # how often it saves changes nothing
     assert status == 0 and "continues after step" in said, said
     names = [
         "model/model.safetensors",
@@ -140,9 +147,11 @@ def test_killed_and_started_again_it_ends_alike(tmp_path: Path, data: Path, whol
         assert (run.task("answer") / name).read_bytes() == (whole.task("answer") / name).read_bytes(), name
 
 
-def test_bad_data_gets_one_line_and_status_2(tmp_path: Path, data: Path) -> None:
+def test_bad_data_is_refused_before_anything_is_trained(tmp_path: Path, data: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "is this right?"}\n')
-    status, said = Run(tmp_path, data).finish("answer", f"finetune.answer.train_files={bad}")
-    assert status == 2, said
-    assert f"{bad}:1: key 'completion' is missing" in said and "Traceback" not in said
+    recipe = load_recipe(str(Run(tmp_path, data).recipe), [f"finetune.answer.train_files={bad}"])
+    work = Work("finetune.answer", tmp_path / "work", "key", {}, {})
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: key 'completion' is missing"):
+        finetune.run(recipe, work, Tracker())
+    assert not (work.folder / "checkpoints").exists()

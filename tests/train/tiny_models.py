@@ -57,6 +57,7 @@ def write_llama(folder: Path) -> Path:
         num_key_value_heads=1,
         max_position_embeddings=128,
         tie_word_embeddings=True,
+        initializer_range=0.15,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=1,
