@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.device import find_device
+from pipeline.cluster.ranks import ALONE
 from pipeline.errors import DataError
 from pipeline.model.directory import load_causal_model
 from pipeline.progress import log, progress
@@ -79,7 +81,7 @@ def generate_command(
     if prompts_file is None and prompt is None:
         raise DataError("generate: no prompt; give --prompt TEXT or --prompts-file FILE, or --chat for a conversation")
     prompts = read_prompts(prompts_file) if prompts_file else []
-    model, tokenizer = load_causal_model(model_dir)
+    model, tokenizer = load_causal_model(model_dir, device=str(find_device(ALONE).torch_device))
     if prompt is not None:
         stream_text(model, tokenizer, prompt, chosen, chat)
     for number, (asked, text) in enumerate(

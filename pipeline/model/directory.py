@@ -74,8 +74,9 @@ def load_causal_model(folder: Path, dtype: str = "float32", device: str = "cpu")
 
 
 def load_model(folder: Path, auto_class: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Any:
-    """Load a model directory with a `transformers` Auto class, in eval mode; `options` go to `from_pretrained`.
+    """Load a model directory with a class of `transformers` (AutoModel…) or of model/lstm.py, in eval mode.
 
+    options go to `from_pretrained`.
     Raises: DataError when files are missing or damaged, or weights are missing or of another shape than config.json
     says.
     """
@@ -83,9 +84,14 @@ def load_model(folder: Path, auto_class: str, dtype: str = "float32", device: st
     import transformers
 
     config = check_model_directory(folder)
+    kind = getattr(transformers, auto_class, None)
+    if kind is None:  # our own architecture, asked for by its own name
+        import pipeline.model.lstm
+
+        kind = getattr(pipeline.model.lstm, auto_class)
     _quiet()
     try:
-        model, found = getattr(transformers, auto_class).from_pretrained(
+        model, found = kind.from_pretrained(
             str(folder),
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -111,7 +117,7 @@ def load_model(folder: Path, auto_class: str, dtype: str = "float32", device: st
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}"
 
 
 def _quiet() -> None:

@@ -135,7 +135,10 @@ def write_directory(folder: Path, trained: Trained, tokenizer_folder: Path, toke
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    write_json(folder / "config.json", to_config(trained.settings, trained.vocab_size, tokens, dtype).to_dict())
+    config = to_config(trained.settings, trained.vocab_size, tokens, dtype).to_diff_dict()
+    if trained.settings.architecture == "transformer":
+        config["rope_theta"] = trained.settings.rope_theta  # where readers older than transformers 5 look for it
+    write_json(folder / "config.json", dict(sorted(config.items())))
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     known = [end for end in dict.fromkeys(ends) if end is not None and end != tokenizer.unk_token_id]
     write_json(folder / "generation_config.json", tokens | {"eos_token_id": known})

@@ -60,7 +60,6 @@ def to_config(settings: ModelSettings, vocab_size: int, tokens: Mapping[str, int
         num_key_value_heads=settings.kv_heads or settings.heads,
         max_position_embeddings=settings.max_seq_len,
         rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
-        rope_theta=settings.rope_theta,  # where readers older than transformers 5 look for it
         rms_norm_eps=settings.norm_eps,
         initializer_range=settings.init_std,
         tie_word_embeddings=settings.tied_embeddings,

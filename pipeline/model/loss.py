@@ -72,7 +72,9 @@ def _softmax_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     Rows whose target is -100 add nothing to the sum; what is left in them has no meaning.
     """
     total = logits.new_zeros((), dtype=torch.float32)
-    rows = max(1, PIECE_ELEMENTS // logits.size(1)) if logits.device.type == "cpu" else logits.size(0)
+    # A compiler fuses these operations by itself; a loop would only be unrolled before its eyes.
+    cached = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    rows = max(1, PIECE_ELEMENTS // logits.size(1)) if cached else logits.size(0)
     for piece, wanted in zip(logits.split(rows), targets.split(rows), strict=True):  # type: ignore[no-untyped-call]
         scores = torch.log_softmax(piece, dim=-1, dtype=torch.float32)
         total += F.nll_loss(scores, wanted, ignore_index=IGNORE, reduction="sum")

@@ -46,6 +46,9 @@ def test_stock_transformers_loads_it_with_equal_logits(trained: Trained, changes
     assert {output.path for output in made.outputs} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert model.generation_config.eos_token_id == [0, 3]
     assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (0, 0, 1)
+    if not changes.get("architecture"):
+        config = json.loads((work.folder / "config.json").read_text(encoding="utf-8"))
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == found.settings.rope_theta
     message = [{"role": "user", "content": "rain"}]
     assert tokenizer.apply_chat_template(message, tokenize=False).startswith("<|im_start|>user\nrain<|im_end|>")
 

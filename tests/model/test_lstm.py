@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipeline.model.build import build_model
+from pipeline.model.directory import load_model
 from pipeline.model.huggingface import to_config, to_weights
 from pipeline.recipe import ModelSettings
 
@@ -70,6 +71,18 @@ def test_padding_on_either_side_changes_nothing(tiny: Tiny, tmp_path: Path) -> N
             mask = torch.cat([ones if part is tokens else zeros for part in order], dim=1)
             torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[:, kept], expected)
             torch.testing.assert_close(classifier(input_ids=ids, attention_mask=mask).logits, scores)
+
+
+def test_a_copy_saved_by_transformers_is_whole(tiny: Tiny, tmp_path: Path) -> None:
+    save(tmp_path / "a", tiny(architecture="lstm"))
+    (tmp_path / "a" / "tokenizer.json").write_text("{}", encoding="utf-8")  # its presence is checked, no more
+    model = load_model(tmp_path / "a", "AutoModelForCausalLM")
+    model.save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    again = load_model(tmp_path / "b", type(model).__name__)
+    tokens = torch.randint(50, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=tokens).logits, model(input_ids=tokens).logits)
 
 
 def test_it_generates(tiny: Tiny, tmp_path: Path) -> None:
