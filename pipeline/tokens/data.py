@@ -12,19 +12,34 @@ import numpy.typing as npt
 from pipeline.errors import DataError
 from pipeline.tokens.token_tars import OFFSET, TOKENS, Index, Shard, map_shard, read_index
 
-OPEN_SHARDS = 256  # mapped at a time by each SourceTokens: each holds a file descriptor
+OPEN_SHARDS = 256  # mapped at a time: each holds a file descriptor, of which a process has 1,024 by default
+
+
+class _Maps:
+    """The shards of a tokens folder that are mapped now; the one that was mapped first makes room for a new one."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
+        self.folder, self.dtype = folder, dtype
+        self._open: OrderedDict[str, npt.NDArray[Any]] = OrderedDict()
+
+    def __call__(self, shard: Shard) -> npt.NDArray[Any]:
+        mapped = self._open.get(shard.file)
+        if mapped is None:
+            mapped = self._open[shard.file] = map_shard(self.folder, shard, self.dtype)
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return mapped
 
 
 class SourceTokens:
     """The tokens of one source, concatenated over its members and shards, in order. Memory: a few numbers a member."""
 
-    def __init__(self, folder: Path, shards: tuple[Shard, ...], dtype: np.dtype[Any]) -> None:
-        self.folder, self.shards, self.dtype = folder, shards, dtype
+    def __init__(self, maps: _Maps, shards: tuple[Shard, ...]) -> None:
+        self.shards, self._maps = shards, maps
         members = np.concatenate([shard.members for shard in shards])
         self._shard = np.repeat(np.arange(len(shards)), [len(shard.members) for shard in shards])
-        self._base = members[:, OFFSET] // dtype.itemsize
+        self._base = members[:, OFFSET] // maps.dtype.itemsize
         self._starts = np.concatenate(([0], np.cumsum(members[:, TOKENS])))
-        self._mapped: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -42,7 +57,7 @@ class SourceTokens:
         shards = self._shard[first].tolist()
         for start, row, shard, place, whole in zip(starts.tolist(), rows.tolist(), shards, places, inside, strict=True):
             if whole:
-                out[row] = self._map(shard)[place : place + length]
+                out[row] = self._maps(self.shards[shard])[place : place + length]
             else:
                 self._copy(start, out[row])
 
@@ -54,18 +69,9 @@ class SourceTokens:
             offset = start + done - int(self._starts[member])
             taken = min(len(row) - done, int(self._starts[member + 1] - self._starts[member]) - offset)
             place = int(self._base[member]) + offset
-            row[done : done + taken] = self._map(int(self._shard[member]))[place : place + taken]
+            row[done : done + taken] = self._maps(self.shards[int(self._shard[member])])[place : place + taken]
             done += taken
             member += 1
-
-    def _map(self, number: int) -> npt.NDArray[Any]:
-        mapped = self._mapped.get(number)
-        if mapped is None:
-            mapped = map_shard(self.folder, self.shards[number], self.dtype)
-            self._mapped[number] = mapped
-            if len(self._mapped) > OPEN_SHARDS:
-                self._mapped.popitem(last=False)
-        return mapped
 
 
 class TokenData:
@@ -74,6 +80,7 @@ class TokenData:
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder, self.index = folder, index
         self.fingerprint, self.vocab_size, self.eos_id = index.fingerprint, index.vocab_size, index.eos_id
+        self._maps = _Maps(folder, index.dtype)
 
     @classmethod
     def open(cls, folder: Path) -> TokenData:
@@ -104,7 +111,7 @@ class TokenData:
         if source not in self.index.parts.get(part, {}):
             known = ", ".join(self.sources(part)) or "none"
             raise DataError(f"{self.folder}: no source '{source}' in {part}; there are: {known}")
-        return SourceTokens(self.folder, self.index.parts[part][source], self.index.dtype)
+        return SourceTokens(self._maps, self.index.parts[part][source])
 
     def _shards(self, part: str, source: str | None) -> list[Shard]:
         sources = self.index.parts.get(part, {})

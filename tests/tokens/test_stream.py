@@ -126,3 +126,11 @@ def test_a_cut_shard_is_named(tokens_of: Callable[..., TokenData], tmp_path: Pat
     shard.unlink()
     with pytest.raises(DataError, match=r"a-00000-001.tar: cannot be read \(No such file"):
         stream.batch(0, stream.windows)
+
+
+def test_few_shards_are_mapped_at_a_time(data: TokenData, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Stream(data, 10, 1, {}).batch(0, 60)
+    monkeypatch.setattr("pipeline.tokens.data.OPEN_SHARDS", 2)
+    again = TokenData.open(data.folder)
+    assert np.array_equal(Stream(again, 10, 1, {}).batch(0, 60), wanted)
+    assert len(again._maps._open) == 2
