@@ -23,7 +23,7 @@ from pipeline.recipe import FinetuneTask
 from pipeline.train.base_model import training_flops
 from pipeline.train.epochs import Epochs, padded_length
 from pipeline.train.examples import Example, Examples
-from pipeline.train.instruction import IGNORED, shares
+from pipeline.train.instruction import AT_ONCE, IGNORED, digest, shares
 from pipeline.train.loop import Batch, ReduceSum
 
 
@@ -58,7 +58,7 @@ class ClassifyTask:
         self.steps = max(1, round(settings.epochs * self.epochs.steps))
         self.tokens_per_step = round(self.counts["tokens"] / self.epochs.steps)
         self.flops_per_step = training_flops(model, self.tokens_per_step, 0.0)
-        data = [[example.label, *example.tokens.tolist()] for example in self.train]
+        data = digest((example.label, example.tokens) for example in self.train)
         self.fingerprint = fingerprint([data, self.labels, settings.settings(), seed])
 
     def targets(self, step: int) -> int:
@@ -124,10 +124,13 @@ class ClassifyTask:
 
 def _encode(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, seq_len: int) -> list[Labelled]:
     numbers = {label: number for number, label in enumerate(labels)}
-    texts = [example.text for example in examples]
-    whole = tokenizer(texts, add_special_tokens=True)["input_ids"]
-    cut = tokenizer(texts, add_special_tokens=True, truncation=True, max_length=seq_len)["input_ids"]
-    return [
-        Labelled(np.asarray(short, dtype=np.int64), numbers[example.answer], len(short) < len(full))
-        for example, full, short in zip(examples, whole, cut, strict=True)
-    ]
+    found = []
+    for first in range(0, len(examples), AT_ONCE):
+        part = examples[first : first + AT_ONCE]
+        texts = [example.text for example in part]
+        whole = tokenizer(texts, add_special_tokens=True)["input_ids"]
+        cut = tokenizer(texts, add_special_tokens=True, truncation=True, max_length=seq_len)["input_ids"]
+        for example, full, short in zip(part, whole, cut, strict=True):
+            tokens = np.asarray(short, dtype=np.int64)
+            found.append(Labelled(tokens, numbers[example.answer], len(short) < len(full)))
+    return found

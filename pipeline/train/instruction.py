@@ -7,6 +7,7 @@ mask is needed. The output layer works only where there are targets: most of a r
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pipeline.train.examples import Example, Examples
 from pipeline.train.loop import Batch, ReduceSum
 
 IGNORED = -100
+AT_ONCE = 1000  # examples that the tokenizer is given together
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class ChatFormat:
 
         The prompt's end is cut where it must be, never the completion.
         """
-        found: list[Encoded | None] = list(self._encode(examples))
+        parts = (examples[first : first + AT_ONCE] for first in range(0, len(examples), AT_ONCE))
+        found: list[Encoded | None] = [encoded for part in parts for encoded in self._encode(part)]
         for number, (example, encoded) in enumerate(zip(examples, found, strict=True)):
             if encoded is not None and len(encoded.tokens) > self.seq_len:
                 found[number] = self._shortened(example)
@@ -139,7 +142,7 @@ class SftTask:
         self.tokens_per_step = round(self.counts["tokens"] / self.epochs.steps)
         targets = self.counts["target_tokens"] / self.epochs.steps
         self.flops_per_step = training_flops(model, self.tokens_per_step, targets)
-        data = [[encoded.first, *encoded.tokens.tolist()] for encoded in self.train]
+        data = digest((encoded.first, encoded.tokens) for encoded in self.train)
         self.fingerprint = fingerprint([data, settings.settings(), seed])
         self._keeps = takes_positions(model)
 
@@ -216,6 +219,14 @@ def shares(items: Sequence[Any], size: int, ranks: Ranks) -> Iterable[list[Any]]
         block = [*items[first : first + size * ranks.world_size]]
         mine = block[ranks.rank :: ranks.world_size]
         yield mine + [None] * (size - len(mine))
+
+
+def digest(examples: Iterable[tuple[int, npt.NDArray[np.int64]]]) -> str:
+    """SHA-256 of encoded examples, each a number and tokens, in their order."""
+    found = hashlib.sha256()
+    for number, tokens in examples:
+        found.update(np.asarray([number, len(tokens)], dtype="<i8").tobytes() + tokens.astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def takes_positions(model: Any) -> bool:

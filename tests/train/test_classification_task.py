@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import write_bert, write_llama
+from tiny_models import write_bert, write_llama, write_lstm
 
 from pipeline.cluster.ranks import ALONE
 from pipeline.recipe import FinetuneTask
@@ -20,7 +20,7 @@ SETTINGS = FinetuneTask(task="classify", seq_len=24, global_batch=4, micro_batch
 EXAMPLES = tuple(Example(str(n), f"text {n} " + "word " * (n % 9), "ab"[n % 2]) for n in range(10))
 
 
-@pytest.fixture(scope="module", params=[write_llama, write_bert], ids=["decoder", "encoder"])
+@pytest.fixture(scope="module", params=[write_llama, write_bert, write_lstm], ids=["decoder", "encoder", "lstm"])
 def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ClassifyTask:
     folder = request.param(tmp_path_factory.mktemp("base"))
     tokenizer = open_tokenizer(folder, SETTINGS, "kind")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import write_llama
+from tiny_models import write_llama, write_lstm
 
 from pipeline.cluster.ranks import Ranks
 from pipeline.errors import DataError
@@ -20,9 +20,10 @@ from pipeline.train.instruction import ChatFormat, SftTask, shares
 SETTINGS = FinetuneTask(task="sft", seq_len=64, global_batch=4, micro_batch=2, epochs=2)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("base"))
+@pytest.fixture(scope="module", params=[write_llama, write_lstm], ids=["llama", "lstm"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = request.param(tmp_path_factory.mktemp("base"))
+    return folder
 
 
 @pytest.fixture(scope="module")

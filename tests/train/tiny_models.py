@@ -87,6 +87,21 @@ def write_bert(folder: Path) -> Path:
     return folder
 
 
+def write_lstm(folder: Path) -> Path:
+    """Our recurrent model with the same tokenizer."""
+    import torch
+
+    from pipeline.model.lstm import HeadwaterLstmConfig, HeadwaterLstmForCausalLM
+
+    write_tokenizer(folder)
+    torch.manual_seed(0)
+    config = HeadwaterLstmConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=1, max_position_embeddings=128, pad_token_id=1, eos_token_id=0
+    )
+    HeadwaterLstmForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def write_text(folder: Path, train: list[Document], validation: list[Document]) -> Path:
     """Text tars as the shard stage leaves them, with a manifest."""
     paths = []
