@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,21 +25,31 @@ def disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = _error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise EnvironmentFault(
                 f"{path}: the disk is full; free some space (or set workdir=… to a larger disk) "
                 "and give the same command again, it continues"
             ) from error
-        if error.errno == errno.EFBIG:
+        if number == errno.EFBIG:
             raise EnvironmentFault(
                 f"{path}: larger than a file may be here; raise `ulimit -f`, or set workdir=… to another file system"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EnvironmentFault(
-                f"{path}: not writable ({error.strerror}); set workdir=… to a writable folder"
+                f"{path}: not writable ({os.strerror(number)}); set workdir=… to a writable folder"
             ) from error
         raise
+
+
+def _error_number(error: Exception) -> int:
+    """The operating system's number of an error; 0 for others. Libraries in Rust (safetensors, tokenizers) state it in
+    the message of an error of their own."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    stated = re.search(r"\(os error (\d+)\)", str(error))
+    return int(stated[1]) if stated else 0
 
 
 def sync_directory(directory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
-from pipeline.errors import DataError, PipelineError, UserError
+from pipeline.errors import DataError, EnvironmentFault, PipelineError, UserError
 from pipeline.manifest import Work
 from pipeline.model import export
 from pipeline.model.build import build_model
@@ -79,6 +80,21 @@ def test_bytes_are_the_same_after_a_kill_in_the_middle(trained: Trained) -> None
     export.run(recipe, work, Tracker())
     assert directory_bytes(work.folder) == once
     assert "export.tmp" not in once
+
+
+def test_a_full_disk_is_one_clear_line_and_the_next_start_ends_well(trained: Trained) -> None:
+    recipe, work = trained()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (40_000, before[1])
+    )  # the weights need more: safetensors meets a real error
+    try:
+        with pytest.raises(EnvironmentFault, match=r"export\.tmp"):
+            export.run(recipe, work, Tracker())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (work.folder / "config.json").exists()
+    assert export.run(recipe, work, Tracker()).counts["bytes"] > 40_000
 
 
 def test_large_models_are_cut_into_files(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
