@@ -14,7 +14,7 @@ import click
 
 from pipeline import __version__
 from pipeline.config import SHIPPED, load_recipe, shipped_recipes
-from pipeline.errors import DataError, PipelineError, RecipeError, Stopped, UserError
+from pipeline.errors import DataError, EnvironmentFault, PipelineError, RecipeError, Stopped, UserError
 from pipeline.progress import log, start_logging
 from pipeline.recipe import Recipe
 
@@ -56,6 +56,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
+    no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog=EXAMPLES,
 )
@@ -127,9 +128,13 @@ for _name, _doc in {
 @command.command()
 @_recipe_words
 @click.option("--task", help="Only this fine-tuning task of the recipe; all of them otherwise.")
+@click.option("--list-tasks", is_flag=True, help="Print the recipe's tasks, one a line, for scripts.")
 @_dry_run
-def finetune(typed: str, words: tuple[str, ...], task: str | None, dry_run: bool) -> None:
+def finetune(typed: str, words: tuple[str, ...], task: str | None, list_tasks: bool, dry_run: bool) -> None:
     """The model directory to fine-tuned ones, one a task."""
+    if list_tasks:
+        click.echo("".join(f"{name}\n" for name in _load(typed, words).finetune), nl=False)
+        return
 
     def chosen(recipe: Recipe) -> tuple[str, ...]:
         if not recipe.finetune:
@@ -156,6 +161,11 @@ def _run_stages(typed: str, words: tuple[str, ...], chosen: Callable[[Recipe], t
     ranks = read_ranks()
     if ranks is not None and ranks.rank > 0:
         log.setLevel(logging.WARNING)  # rank 0 speaks for all
+    if ranks is not None and ranks.world_size > 1 and len(names) > 1:
+        raise EnvironmentFault(
+            f"a launcher ({ranks.launcher}) starts one training at a time; give --task, one of "
+            + ", ".join(name.partition(".")[2] for name in names)
+        )
     for name in names:
         if ranks is None:
             warn_of_stale_inputs(recipe, name)
@@ -267,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _status(arguments: Sequence[str] | None) -> int:
     try:
-        command.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        command.main(list(arguments) if arguments is not None else None, "pipeline", standalone_mode=False)
     except click.UsageError as error:
         context = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
         return _say(f"error: {_one_line(error.format_message()).rstrip('.')}{context}", UserError.status)

@@ -38,6 +38,8 @@ on_one tokenizer "$@"
 on_one tokenize "$@"
 on_all pretrain "$@"
 on_one export "$@"
-on_all finetune "$@"
+for task in $("$python" -m pipeline finetune "$@" --list-tasks); do
+    on_all finetune "$@" --task "$task"
+done
 on_one evaluate "$@"
 on_one report "$@"

@@ -1,0 +1,117 @@
+"""A recipe is read, merged and checked before any work; each error names file, line, key, value and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import find_deepspeed_config, load_recipe, save_recipe, shipped_recipes
+from pipeline.errors import RecipeError
+
+
+def write(folder: Path, text: str, name: str = "r.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refused(name: str, *words: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(name, words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_later_wins(tmp_path: Path) -> None:
+    write(tmp_path, "name: base\nseed: 1\npretrain: {tokens: 5, seq_len: 64}\n", "base.yaml")
+    mine = write(tmp_path, "base: base.yaml\nname: mine\npretrain: {tokens: 6}\n")
+    recipe = load_recipe(mine, ["pretrain.seq_len=32", "workdir=/tmp/x"])
+    assert (recipe.name, recipe.seed, recipe.pretrain.tokens, recipe.pretrain.seq_len) == ("mine", 1, 6, 32)
+    assert recipe.workdir == Path("/tmp/x")
+    assert recipe.pretrain.global_batch == 256
+
+
+def test_workdir_follows_the_name_and_is_not_inherited(tmp_path: Path) -> None:
+    write(tmp_path, "workdir: /data/base\n", "base.yaml")
+    assert load_recipe(write(tmp_path, "base: base.yaml\nname: mine\n")).workdir == Path("runs/mine")
+
+
+def test_numbers_are_numbers(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "pretrain: {tokens: 1e6}\n"), ["pretrain.optimizer.learning_rate=1e-3"])
+    assert recipe.pretrain.tokens == 1_000_000
+    assert recipe.pretrain.optimizer.learning_rate == 0.001
+
+
+def test_entries_of_a_list_are_reached_by_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "corpus:\n  sources:\n    - {name: a, type: text, path: x}\n")
+    assert load_recipe(path, ["corpus.sources.0.path=y"]).corpus.sources[0].path == "y"  # type: ignore[union-attr]
+    assert "the list has 1 entries" in refused(path, "corpus.sources.3.path=y")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("corpuss: {}\n", (), "r.yaml:1: unknown key 'corpuss'; did you mean 'corpus'?"),
+        ("seed: 1\npretrain:\n  tokenz: 5\n", (), "r.yaml:3: unknown key 'pretrain.tokenz'; did you mean 'tokens'?"),
+        ("seed: many\n", (), "r.yaml:1: seed = 'many'"),
+        ("seed: -1\n", (), "r.yaml:1: seed = -1"),
+        ("pretrain: {precision: bf61}\n", (), "did you mean 'bf16'?"),
+        ("model: {dim: 100, heads: 3}\n", (), "dim (100) must be a multiple of heads (3)"),
+        ("pretrain: {seq_len: 4096}\n", (), "longer than model.max_seq_len"),
+        ("corpus:\n  sources:\n    - {name: a, type: csv}\n", (), "r.yaml:3: corpus.sources.0"),
+        ("corpus:\n  sources:\n    - {name: a, type: text}\n", (), "corpus.sources.0.path is missing"),
+        (
+            "corpus:\n  sources:\n    - {name: a, type: text, path: x}\n    - {name: a, type: text, path: y}\n",
+            (),
+            "two sources are named 'a'",
+        ),
+        ("seed: 1\nseed: 2\n", (), "r.yaml:2: key 'seed' is given twice"),
+        ("- a\n", (), "must be a mapping of keys to values"),
+        ("a: [\n", (), "not valid YAML"),
+        ("base: r.yaml\n", (), "leads back to the same file"),
+        ("base: 5\n", (), "base must be the name or path of a recipe"),
+        ("a: !!python/object/apply:os.system [id]\n", (), "not valid YAML"),
+        ("seed: 1\n", ("seed=x",), "the command line (seed=x): seed = 'x'"),
+        ("seed: 1\n", ("sede=1",), "the command line (sede=1): unknown key 'sede'; did you mean 'seed'?"),
+        ("seed: 1\n", ("seed",), "'seed' is not of the form key=value"),
+        ("finetune: {a: {task: sfd}}\n", (), "did you mean 'sft'?"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: tuple[str, ...], expected: str) -> None:
+    assert expected in refused(write(tmp_path, text), *words)
+
+
+def test_recipes_that_are_not_there_are_named() -> None:
+    assert "did you mean 'demo'?" in refused("demp")
+    assert "no such file" in refused("nowhere/my.yaml")
+    with pytest.raises(RecipeError, match="did you mean 'zero1'"):
+        find_deepspeed_config("zero11")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_saved_recipe_reads_back_equal(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name)
+    assert load_recipe(write(tmp_path, save_recipe(recipe))) == recipe
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_recipe_or_a_recipe_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = write(tmp_path_factory.mktemp("recipe"), text.encode("utf-8", "replace").decode())
+    try:
+        load_recipe(path)
+    except RecipeError as error:
+        assert "\n" not in str(error)
+
+
+@given(st.dictionaries(st.sampled_from(["seed", "name", "model", "corpus"]), st.integers() | st.text(max_size=5)))
+def test_any_values_are_taken_or_refused(tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]) -> None:
+    path = write(tmp_path_factory.mktemp("recipe"), yaml.safe_dump(values))
+    try:
+        load_recipe(path)
+    except RecipeError as error:
+        assert "\n" not in str(error)
