@@ -31,6 +31,7 @@ from pipeline.files import atomic_write, write_json
 from pipeline.recipe import Corpus, Source
 
 LONGEST_ID = 512  # characters; an id is for finding a document, and comes from the corpus
+_PACKED, _PACKED_SUFFIXES = 4, (".gz", ".zst", ".parquet")  # how much smaller text commonly is in them; for the bar
 Counts = dict[str, Any]
 Advance = Callable[[int], None]  # is told bytes of input as they are read
 
@@ -67,8 +68,7 @@ def read_part(task: ReadTask, advance: Advance) -> ReadSummary:
     hashes = array("Q")
     after = records = 0
     with _write_records(part_file(task.folder, task.split, "records.zst")) as out:
-        for found in _read(task, advance):
-            size = found.bytes if isinstance(found, Dropped) else utf8_bytes(found.text)
+        for size, found in _read(task, advance):
             after += size
             if limit is not None and after > limit:
                 break
@@ -85,17 +85,24 @@ def read_part(task: ReadTask, advance: Advance) -> ReadSummary:
     return summary
 
 
-def _read(task: ReadTask, advance: Advance) -> Iterator[Document | Dropped]:
-    """The split's documents; tells `advance` of each, and of a file's bytes when the next one begins."""
+def _read(task: ReadTask, advance: Advance) -> Iterator[tuple[int, Document | Dropped]]:
+    """The split's documents with their sizes as read, in bytes of UTF-8.
+
+    `advance` is told of each; what a file stores is guessed from its text, and put right at the file's end.
+    """
     reading: Item | None = None
+    told = 0
     for document, item in read_split(task.source, task.split, task.corpus.bad_lines):
         if item is not reading:
-            advance(reading.bytes if reading else 0)
-            reading = item
-        else:
-            advance(0)
-        yield document
-    advance(reading.bytes if reading else 0)
+            advance(reading.bytes - told if reading else 0)
+            reading, told = item, 0
+        size = document.bytes if isinstance(document, Dropped) else utf8_bytes(document.text)
+        stored = size // _PACKED if reading and reading.name.endswith(_PACKED_SUFFIXES) else size
+        step = min(stored, reading.bytes - told) if reading else 0
+        advance(step)
+        told += step
+        yield size, document
+    advance(reading.bytes - told if reading else 0)
 
 
 def _tidy(document: Document, corpus: Corpus) -> Document:

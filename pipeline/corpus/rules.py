@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -185,9 +185,3 @@ def judge(document: Document, rules: list[Rule]) -> Document | Dropped:
             value, threshold = broken
             return drop(document, rule.name, value if isinstance(value, int) else round(value, 6), threshold)
     return document
-
-
-def apply_rules(documents: Iterable[Document | Dropped], rules: list[Rule]) -> Iterator[Document | Dropped]:
-    """Pass documents on, each that breaks a rule as a `Dropped`; those dropped before pass untouched."""
-    for document in documents:
-        yield document if isinstance(document, Dropped) else judge(document, rules)

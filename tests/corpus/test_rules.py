@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_corpora import PROSE
 
 from pipeline.corpus.document import Document, Dropped
-from pipeline.corpus.rules import apply_rules, build_rules, judge
+from pipeline.corpus.rules import build_rules, judge
 from pipeline.recipe import Rules
 
 OFF = dict.fromkeys(Rules.model_fields)
@@ -68,11 +68,6 @@ def test_chinese_characters_are_its_words() -> None:
     assert isinstance(dropped, Dropped)
     assert dropped.value == 7
     assert isinstance(judged(CHINESE, mean_word_length=(1, 5)), Document)  # as published for Chinese
-
-
-def test_what_was_dropped_before_passes_untouched() -> None:
-    gone = Dropped("id", "source", "bad_record", "broken", None, "{", 1)
-    assert list(apply_rules([gone], build_rules(Rules()))) == [gone]
 
 
 @given(st.text())

@@ -83,7 +83,7 @@ def test_killed_before_every_rename(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
     folder = tmp_path_factory.mktemp("killed")
-    source = {"name": "py", "type": "python_docs", "packages": ["numpy"], "max_bytes": 2_000_000}
+    source = {"name": "py", "type": "python_docs", "packages": ["numpy"], "max_bytes": 3_000_000}
     corpus = {"sources": [source], "split_bytes": 60_000, "validation": 0.1, "workers": 2}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"corpus": corpus, "tracking": {"enabled": False}}))
     words = [sys.executable, "-m", "pipeline", "shard", str(folder / "recipe.yaml")]
@@ -116,14 +116,14 @@ def test_killed_with_its_workers_or_alone_or_worker_by_worker(
     assert process.wait() == -signal.SIGKILL
     assert parts.is_dir()
 
-    process, workers = start_and_wait(command(workdir), there("*.read.json", 12))
+    process, workers = start_and_wait(command(workdir), there("*.read.json", 10))
     process.kill()  # alone: its workers must not go on writing beside its successor
     assert process.wait() == -signal.SIGKILL
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert len(workers) >= 2
     assert alive == []
 
-    process, workers = start_and_wait(command(workdir), there("*.read.json", 20))
+    process, workers = start_and_wait(command(workdir), there("*.read.json", 16))
     next(one for one in workers if "spawn_main" in " ".join(one.cmdline())).kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -149,7 +149,7 @@ def test_a_full_disk_is_told_and_continues_once_there_is_room(
     disk = tmp_path / "small disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,19 @@ def test_splits_are_of_about_the_size_asked_for(tmp_path: Path) -> None:
     packed.write_bytes(b"x" * 100)
     alone: Source = JsonlSource(name="web", type="jsonl", path=str(packed))
     assert [split.bytes for split in plan_splits(alone, 10)] == [100]
+
+
+def test_fingerprints_need_no_heavy_import(tmp_path: Path) -> None:
+    """They are taken by every command, also by one that skips all stages."""
+    lay_out(tmp_path)
+    program = """
+import sys
+from pipeline.corpus.sources import source_fingerprint
+from pipeline.recipe import HuggingFaceSource, JsonlSource, PythonSource
+source_fingerprint(PythonSource(name="py", type="python_docs", packages=("stdlib", "numpy", "torch")))
+source_fingerprint(JsonlSource(name="web", type="jsonl", path=sys.argv[1]))
+source_fingerprint(HuggingFaceSource(name="hub", type="huggingface", path="user/set"))
+print([name for name in ("torch", "pyarrow", "datasets", "transformers", "mlflow") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
