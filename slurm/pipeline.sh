@@ -42,4 +42,4 @@ for task in $("$python" -m pipeline finetune "$@" --list-tasks); do
     on_all finetune "$@" --task "$task"
 done
 on_one evaluate "$@"
-on_one report "$@"
+on_one run "$@" # finds all of it done: the report, the models in the registry, the closing lines

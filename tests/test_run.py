@@ -1,0 +1,129 @@
+"""The run driver: locks, ranks that wait for rank 0, signals, words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from command import PROJECT, Pipeline, clean_environment
+
+from pipeline import manifest as manifests
+from pipeline import run as driver
+from pipeline.closing import quality_lines
+from pipeline.config import load_recipe
+from pipeline.errors import EnvironmentFault
+from pipeline.files import write_json
+from pipeline.locks import hold
+from pipeline.recipe import Recipe
+from pipeline.stages import prepare, status
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "a.txt").write_text("text\n", encoding="utf-8")
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"workdir: {tmp_path / 'run'}\ncorpus:\n  sources: [{{name: a, type: text, path: '{tmp_path}/a.txt'}}]\n",
+        encoding="utf-8",
+    )
+    return load_recipe(str(path))
+
+
+def test_a_stage_has_one_maker_and_many_readers(tmp_path: Path) -> None:
+    with hold(tmp_path, "tokenize", ("shard",)):
+        with hold(tmp_path, "pretrain", ("shard",), patience=0):
+            pass
+        with pytest.raises(EnvironmentFault, match="tokenize: another command"), hold(tmp_path, "tokenize", patience=0):
+            pass
+        with pytest.raises(EnvironmentFault, match="shard: another command"), hold(tmp_path, "shard", patience=0):
+            pass
+    with hold(tmp_path, "shard", patience=0):
+        pass
+
+
+def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from pipeline.locks import hold\n"
+        "with hold(Path(sys.argv[1]), 'shard'):\n    print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=PROJECT)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(EnvironmentFault, match=f"process {holder.pid}"), hold(tmp_path, "shard", patience=0):
+        pass
+    holder.kill()
+    holder.wait()
+    with hold(tmp_path, "shard", patience=0):
+        pass
+
+
+def test_other_ranks_wait_until_rank_0_has_prepared(recipe: Recipe) -> None:
+    waited = threading.Thread(target=driver._wait_for_rank_0, args=(recipe, "shard"))
+    waited.start()
+    time.sleep(0.3)
+    assert waited.is_alive()
+    prepare(recipe, status(recipe, "shard"))
+    waited.join(timeout=30)
+    assert not waited.is_alive()
+
+
+def test_other_ranks_do_not_wait_for_ever(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "RANK_PATIENCE", 0.1)
+    with pytest.raises(EnvironmentFault, match="a file system that all nodes share"):
+        driver._wait_for_rank_0(recipe, "shard")
+
+
+def test_reading_what_another_recipe_made_is_told(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.progress import start_logging
+
+    found = status(recipe, "shard")
+    prepare(recipe, found)
+    found.work.finish([])
+    start_logging()
+    changed = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"normalize": "NFKC"})})
+    driver.warn_of_stale_inputs(changed, "tokenizer")
+    assert "made with other settings: normalize was 'NFC', is 'NFKC'" in capsys.readouterr().err
+    driver.warn_of_stale_inputs(recipe, "tokenizer")
+    assert capsys.readouterr().err == ""
+
+
+def test_sigterm_ends_a_stage_in_order(tmp_path: Path, pipeline: Pipeline) -> None:
+    words = ["shard", "demo", f"workdir={tmp_path}", "corpus.sources.0.packages=[stdlib]", "tracking.enabled=false"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=PROJECT,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert "starts" in first
+    time.sleep(1.0)
+    process.terminate()
+    assert process.wait(timeout=60) == 75
+    assert "shard: stopped by SIGTERM; the same command continues" in process.stderr.read()
+    assert (tmp_path / "text" / manifests.BUILDING).is_file()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (3600, "1 h 0 min"), (7500, "2 h 5 min")]
+)
+def test_durations_are_words(seconds: float, words: str) -> None:
+    assert driver.duration(seconds) == words
+
+
+def test_quality_stands_beside_what_it_must_beat(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", [f"workdir={tmp_path}"])
+    write_json(tmp_path / "evaluation" / "language_model.json", {"bits_per_byte": 1.5, "baselines": {"xz -9": 1.6}})
+    write_json(tmp_path / "evaluation" / "summarize.json", {"base": {"rougeL": 0.1}, "finetuned": {"rougeL": 0.25}})
+    write_json(tmp_path / "evaluation" / "package.json", {"accuracy": 0.8, "majority_accuracy": 0.5, "macro_f1": 0.7})
+    assert [line.strip() for line in quality_lines(recipe)] == [
+        "pretrained: 1.500 bits per byte (xz -9 1.600)",
+        "summarize: ROUGE-L 0.250 (before fine-tuning 0.100)",
+        "package: accuracy 80.0% (majority class 50.0%), macro-F1 0.700",
+    ]
