@@ -21,8 +21,6 @@ CLOSE_SECONDS_AWAY = 3.0  # the same, when the server was away already
 class Store(Protocol):
     """Where runs are kept. Each call may raise anything, and may be repeated."""
 
-    place: str
-
     def open_run(self, spool: Spool) -> str:
         """The id of the run that shows this spool; made when it is not there."""
 
@@ -36,12 +34,13 @@ class Store(Protocol):
 class Delivery(threading.Thread):
     """Sends the spools `own` while they grow, and once what others in the same folder left behind.
 
-    connect: makes the store; slow, may fail. Errors are told once and tried again, with growing waits.
+    connect: makes the store; slow, may fail. place: what people call it. Errors are told once and tried again, with
+    growing waits.
     """
 
-    def __init__(self, connect: Callable[[], Store], own: Sequence[Spool]) -> None:
+    def __init__(self, connect: Callable[[], Store], place: str, own: Sequence[Spool]) -> None:
         super().__init__(name="tracking", daemon=True)
-        self.connect, self.own = connect, own
+        self.connect, self.place, self.own = connect, place, own
         self.trouble = ""
         self._closing, self._wake = threading.Event(), threading.Event()
 
@@ -58,12 +57,13 @@ class Delivery(threading.Thread):
                 else:
                     self._send(store, self.own, runs)
                 if self.trouble:
-                    log.info("tracking: %s is back", store.place)
+                    log.info("tracking: %s is back", self.place)
                 self.trouble, retry, wait = "", FIRST_RETRY, SEND_SECONDS
             except Exception as error:  # a client, a server, a database, a disk: none may end the training
                 if not self.trouble:
                     log.warning(
-                        "tracking: cannot send to MLflow (%s); work goes on, numbers are kept in %s and sent later",
+                        "tracking: cannot send to MLflow at %s (%s); work goes on, numbers wait in %s and are sent later",
+                        self.place,
                         _one_line(error),
                         self.own[0].logs,
                     )
@@ -101,7 +101,7 @@ class Delivery(threading.Thread):
                 path = str(spool.events.path)
                 if path not in runs:
                     runs[path] = store.open_run(spool)
-                    spool.send_to(store.place, runs[path])
+                    spool.send_to(self.place, runs[path])
                 self._send_journal(spool, spool.events, lambda lines: self._events(store, runs[path], lines))  # noqa: B023
                 self._send_journal(spool, spool.metrics, lambda lines: store.send_metrics(runs[path], lines))  # noqa: B023
 
@@ -122,6 +122,11 @@ def without_secrets(text: str) -> str:
     return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
-def _one_line(error: Exception) -> str:
-    text = without_secrets(" ".join(str(error).split()))
-    return f"{type(error).__name__}: {text}"[:300]
+def _one_line(error: BaseException) -> str:
+    """What went wrong, short: of a long chain (client, retries, socket) the system's own words at its root."""
+    root = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+    told = root if isinstance(root, OSError) else error
+    text = without_secrets(" ".join(str(told).split()))
+    return f"{type(told).__name__}: {text}"[:300]

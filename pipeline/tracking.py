@@ -104,9 +104,7 @@ def open_tracker(recipe: Recipe, work: Work) -> Iterator[Tracker]:
     lineage.offer(parent, recipe.workdir / "recipe.yaml")
     spool.event("inputs", inputs=lineage.inputs(recipe, work))
     tracker.log_params({"seed": recipe.seed, **work.settings})
-    delivery = Delivery(lambda: MlflowStore(recipe), [parent, spool]) if recipe.tracking.enabled else None
-    if delivery:
-        delivery.start()
+    delivery = _deliver(recipe, [parent, spool]) if recipe.tracking.enabled else None
     sampler = Sampler(recipe.workdir, tracker.log_load)
     sampler.start()
     try:
@@ -143,9 +141,13 @@ def publish(recipe: Recipe) -> None:
             kind = "text-generation" if task.task == "sft" else "text-classification"
             lineage.offer_model(parent, f"{recipe.name}-{name}", made, made / "model", kind)
     if any(spool.unsent() for spool in spools(parent.logs)):
-        delivery = Delivery(lambda: MlflowStore(recipe), [parent])
-        delivery.start()
-        delivery.close()
+        _deliver(recipe, [parent]).close()
+
+
+def _deliver(recipe: Recipe, own: Sequence[Spool]) -> Delivery:
+    delivery = Delivery(lambda: MlflowStore(recipe), without_secrets(tracking_uri(recipe)), own)
+    delivery.start()
+    return delivery
 
 
 def tracking_uri(recipe: Recipe) -> str:
@@ -180,7 +182,7 @@ class MlflowStore:
         warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)(\.|$)")
         from mlflow import MlflowClient
 
-        for noisy in ("mlflow", "alembic"):
+        for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         uri = tracking_uri(recipe)
         self.place, self.logs = without_secrets(uri), recipe.workdir / "logs"

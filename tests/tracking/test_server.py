@@ -18,7 +18,7 @@ from tracked_stages import finish, work_of
 
 from pipeline import delivery
 from pipeline.recipe import Recipe
-from pipeline.tracking import open_tracker
+from pipeline.tracking import open_tracker, publish
 
 STEPS = 200
 
@@ -98,5 +98,17 @@ def test_a_server_killed_in_the_middle_loses_nothing(
             servers.enter_context(server(tmp_path, port))
             finish(work)
         assert arrived() == 3 * STEPS
+        model = work_of(recipe, "export", "model")
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            (model.folder / name).write_text("{}", encoding="utf-8")
+        with open_tracker(recipe, model):
+            model.finish(model.folder.glob("*.*n"))
+        publish(recipe)  # to a server that keeps the files by itself
+        [version] = client.search_model_versions("name='tiny'")
+        files = {path.relative_to(tmp_path / "files") for path in (tmp_path / "files").rglob("*") if path.is_file()}
+        kept = {"/".join(path.parts[path.parts.index("artifacts") + 1 :]) for path in files if "models" in path.parts}
+        assert {"MLmodel", "model/model.safetensors", "components/tokenizer/tokenizer.json"} <= kept
+        assert "/models/m-" in version.source
     assert caplog.text.count("cannot send to MLflow") == 1
     assert "is back" in caplog.text
+    assert "urllib3" not in caplog.text
