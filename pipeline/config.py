@@ -1,7 +1,7 @@
 """From a recipe's name or path, and `key=value` words, to a checked `Recipe`.
 
 Later wins: the defaults in recipe.py < the recipe named by `base` < the YAML file < the command line. Mappings are
-merged key by key; lists and single values are replaced whole. Whatever is wrong is refused here, before any work
+merged key by key; lists, single values and the empty mapping `{}` replace what was there. Whatever is wrong is refused here, before any work
 starts, with the file, the line, the key, the value and the nearest right spelling.
 """
 
@@ -162,7 +162,7 @@ def _merge(into: dict[str, Any], new: dict[str, Any], key: Key, places: Places, 
         old = into.get(name)
         if place:
             places[(*key, name)] = place
-        if isinstance(old, dict) and isinstance(value, dict):
+        if isinstance(old, dict) and isinstance(value, dict) and value:
             _merge(old, value, (*key, name), places, place)
         elif isinstance(old, list) and isinstance(value, dict) and value and all(str(k).isdigit() for k in value):
             for index, item in value.items():  # corpus.sources.0.path=… on the command line

@@ -41,6 +41,12 @@ def test_workdir_follows_the_name_and_is_not_inherited(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, "base: base.yaml\nname: mine\n")).workdir == Path("runs/mine")
 
 
+def test_an_empty_mapping_takes_away_what_the_base_had(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "base: demo\nname: mine\nfinetune: {}\n"))
+    assert recipe.finetune == {}
+    assert load_recipe("demo").finetune
+
+
 def test_numbers_are_numbers(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, "pretrain: {tokens: 1e6}\n"), ["pretrain.optimizer.learning_rate=1e-3"])
     assert recipe.pretrain.tokens == 1_000_000
