@@ -354,7 +354,7 @@ class TrackingSettings(Section):
     experiment: str | None = None
     """MLflow experiment; null: the recipe's name."""
     uri: str | None = None
-    """MLflow server or store; null: MLFLOW_TRACKING_URI, else a sqlite file in the run's parent folder."""
+    """MLflow server or store (MLFLOW_TRACKING_URI wins over it); null: a sqlite file in the run's parent folder."""
     enabled: bool = True
     register_model: bool = True
 

@@ -53,7 +53,7 @@ class Sampler(threading.Thread):
                 except (OSError, subprocess.SubprocessError, ValueError) as error:
                     log.debug("system metrics: nvidia-smi gives nothing, no more is asked of it: %s", error)
                     gpus = None
-            self.record({f"system/{name}": value for name, value in found.items()})
+            self.record({f"system/{name}": round(value, 3) for name, value in found.items()})
 
     def stop(self) -> None:
         """End the thread; a sample that is being taken is awaited."""
