@@ -62,7 +62,7 @@ class Delivery(threading.Thread):
             except Exception as error:  # a client, a server, a database, a disk: none may end the training
                 if not self.trouble:
                     log.warning(
-                        "tracking: cannot send to MLflow at %s (%s); work goes on, and numbers are kept in %s till later",
+                        "tracking: cannot send to MLflow at %s (%s); work goes on, numbers wait in %s",
                         self.place,
                         _one_line(error),
                         self.own[0].logs,

@@ -27,6 +27,11 @@ FOLDERS = {
 CONTINUES = "stopped early; the same command continues it"
 
 
+def folder_of(recipe: Recipe, stage: str) -> Path:
+    """Where a stage's files lie."""
+    return recipe.workdir / FOLDERS.get(stage, stage.replace(".", "/"))
+
+
 def inputs(recipe: Recipe, work: Work) -> list[Line]:
     """The data a stage reads: name, digest (the fingerprint of what made it), where it lies, what kind it is."""
     found = []
@@ -36,7 +41,7 @@ def inputs(recipe: Recipe, work: Work) -> list[Line]:
             known = next((item for item in recipe.corpus.sources if item.name == source), None)
             path = getattr(known, "path", None) or (known.type if known else source)
         else:
-            path = (recipe.workdir / FOLDERS.get(name, name.replace(".", "/"))).absolute().as_posix()
+            path = folder_of(recipe, name).absolute().as_posix()
         found.append({"name": source or kind, "digest": digest, "path": str(path), "context": kind})
     return found
 
@@ -60,6 +65,16 @@ def log_manifest(made: Manifest, folder: Path, spool: Spool, parent: Spool) -> N
     parent.metrics.append({**line, "metrics": {f"{made.stage}/{name}": float(v) for name, v in results.items()}})
     for each in (spool, parent):
         each.event("status", status="FINISHED")
+
+
+def log_forgotten(recipe: Recipe, spool: Spool, parent: Spool) -> None:
+    """Tell of a stage that was killed after its manifest was committed and before that was told."""
+    folder, began = folder_of(recipe, spool.name), spool.began()
+    if began is None or spool.finished() or not (folder / MANIFEST).is_file():
+        return
+    made = manifests.load(folder)
+    if made.key == began["key"]:
+        log_manifest(made, folder, spool, parent)
 
 
 def log_failure(error: BaseException, spool: Spool, parent: Spool) -> None:

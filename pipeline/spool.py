@@ -171,7 +171,7 @@ class Spool:
         with self._lock:
             last = self.metrics.rewind(step)
             state = self.sent()
-            if "metrics" in state and state["metrics"][1] > (last[1] if last else 0):
+            if state.get("metrics") and state["metrics"][1] > (last[1] if last else 0):
                 state["metrics"] = last
                 self._write(state)
 

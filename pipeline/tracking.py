@@ -129,6 +129,9 @@ def publish(recipe: Recipe) -> None:
     parent = Spool(recipe.workdir / "logs", PIPELINE)
     if not recipe.tracking.enabled or parent.began() is None:
         return
+    for spool in spools(parent.logs):
+        if spool.logs == parent.logs and spool.name != PIPELINE:
+            lineage.log_forgotten(recipe, spool, parent)
     for path in (recipe.workdir / "recipe.yaml", recipe.workdir / "report.html"):
         lineage.offer(parent, path)
     for path in sorted((recipe.workdir / "logs" / "plots").glob("*.svg")):

@@ -57,7 +57,7 @@ def test_rewind_leaves_each_step_once_and_the_load_of_the_machine(tmp_path: Path
     assert (None, {"done": 1.0}) in metrics(spool)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.one_of(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +149,23 @@ def test_models_are_registered_without_a_copy_and_load(
         assert torch.equal(loaded["model"](tokens).logits, ours(tokens).logits)
     assert loaded["tokenizer"]("a b")["input_ids"] == [2, 3]
     assert not (tmp_path / "mlflow.db").exists() and not (tmp_path / "mlruns").exists()
+
+
+def test_killed_between_the_manifest_and_its_telling(recipe: Recipe, shard_work: Work) -> None:
+    program = (
+        "import os, sys, pickle; from pipeline.tracking import open_tracker; from tracked_stages import finish\n"
+        "recipe, work = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "with open_tracker(recipe, work): finish(work); os.kill(os.getpid(), 9)"
+    )
+    arguments = [sys.executable, "-c", program, pickle.dumps((recipe, shard_work)).hex()]
+    assert subprocess.run(arguments, check=False, cwd=Path(__file__).parent).returncode == -signal.SIGKILL
+    publish(recipe)
+    run = runs_of(recipe)["shard"]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["result/bits_per_byte"] == 1.5
+    before = Spool(recipe.workdir / "logs", "shard").events.size()
+    publish(recipe)
+    assert Spool(recipe.workdir / "logs", "shard").events.size() == before
 
 
 def test_switched_off_only_the_local_file_is_written(recipe: Recipe, shard_work: Work) -> None:
