@@ -138,24 +138,29 @@ def _forwarding(ranks: list[_Rank]) -> Iterator[None]:
 
 def _wait(ranks: list[_Rank]) -> int:
     """Wait for all ranks; after the first failure the others get GRACE seconds."""
-    first_bad: _Rank | None = None
+    culprit: _Rank | None = None
     deadline = 0.0
     while any(rank.process.poll() is None for rank in ranks):
-        bad = next((rank for rank in ranks if rank.process.returncode not in (None, 0)), None)
-        if bad and first_bad is None:
-            first_bad, deadline = bad, time.monotonic() + GRACE
+        if culprit is None and (culprit := _culprit(ranks)):
+            deadline = time.monotonic() + GRACE
             # A rank that stops in order, or says that its input is bad, is not alone in it: the others will too.
-            if bad.process.returncode not in (2, Stopped.status):
+            if culprit.process.returncode not in (2, Stopped.status):
                 _signal(ranks, signal.SIGTERM)
-        if first_bad and time.monotonic() > deadline:
+        if culprit and time.monotonic() > deadline:
             _signal(ranks, signal.SIGKILL)
         time.sleep(0.05)
-    first_bad = first_bad or next((rank for rank in ranks if rank.process.returncode), None)
-    if first_bad is None:
+    culprit = culprit or _culprit(ranks)
+    if culprit is None:
         return 0
-    _show(first_bad)
-    statuses = [_status(rank.process.returncode) for rank in (first_bad, *ranks)]
+    _show(culprit)
+    statuses = [_status(rank.process.returncode) for rank in (culprit, *ranks)]
     return next((status for status in (2, Stopped.status) if status in statuses), statuses[0])
+
+
+def _culprit(ranks: list[_Rank]) -> _Rank | None:
+    """The rank that failed; among several the one that a signal ended, since its fellows fail within milliseconds."""
+    failed = [rank for rank in ranks if rank.process.poll()]
+    return min(failed, key=lambda rank: rank.process.returncode, default=None)
 
 
 def _end(ranks: list[_Rank]) -> None:

@@ -112,13 +112,12 @@ def configuration(settings: TrainingBase, plan: Plan) -> dict[str, Any]:
     values = read_config(settings.deepspeed)
     stage = values.setdefault("zero_optimization", {"stage": 0}).get("stage", 0)
     low = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(plan.dtype)
-    adamw = settings.optimizer.name == "adamw"
     values |= {
         "train_batch_size": plan.micro_batch * plan.accumulation * plan.world_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         # DeepSpeed would clip Muon's finished updates together with AdamW's gradients.
-        "gradient_clipping": settings.gradient_clip if adamw else 0.0,
+        "gradient_clipping": settings.gradient_clip if settings.optimizer.name == "adamw" else 0.0,
         "steps_per_print": 10**12,  # our own loop reports
         "zero_allow_untested_optimizer": True,  # Muon, in DeepSpeed's own implementation
         "zero_force_ds_cpu_optimizer": False,  # its CPU Adam needs a compiler; torch's fused AdamW does not
@@ -127,8 +126,10 @@ def configuration(settings: TrainingBase, plan: Plan) -> dict[str, Any]:
         values["torch_autocast"] = {"enabled": True, "dtype": low}
     elif low:
         values["bf16" if low == "bfloat16" else "fp16"] = {"enabled": True}
-        if plan.accumulation > 1 and adamw and low == "bfloat16":
-            values.setdefault("data_types", {"grad_accum_dtype": "fp32"})  # bf16 would lose small shares of the sum
+        if stage >= 2 and plan.accumulation > 1 and low == "bfloat16":
+            # bf16 would lose small shares of a long sum. With stage 1 this selects DeepSpeed's BF16_Optimizer, whose
+            # checkpoints its own zero_to_fp32 cannot read.
+            values.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     return values
 
 
@@ -215,7 +216,7 @@ def process_group(ranks: Ranks, device: Device) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(RuntimeError):  # another rank has died: there is nobody to part from
-            torch.distributed.destroy_process_group()
+            deepspeed.comm.destroy_process_group()
 
 
 def start(model: nn.Module, settings: TrainingBase, device: Device, plan: Plan) -> Any:
@@ -277,6 +278,7 @@ def _import(device: Device) -> Any:
             f"deepspeed {deepspeed.__version__} computes wrong ZeRO-2 gradients (its issue 7718); "
             "install 0.19.8 or newer"
         )
-    # It would compile a shared-memory all-reduce at start, and die where no compiler is.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It would try which operators a compiler can build here, build a shared-memory all-reduce with it at every start,
+    # and die where there is none. We use no such operator.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed

@@ -1,0 +1,111 @@
+"""Several real ranks on this machine, started by our own launcher: equal losses, and whatever may happen to a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_task import run
+
+from pipeline.errors import RecipeError
+from pipeline.train.checkpoints import every, latest
+
+TASK = Path(__file__).with_name("tiny_task.py")
+LAUNCH = "from pipeline.cluster.launch import launch_command; from pipeline.progress import start_logging; import sys; "
+LAUNCH += "start_logging(); sys.exit(launch_command(sys.argv[2:], int(sys.argv[1])))"
+
+
+def command(ranks: int, *trainings: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-c", LAUNCH, str(ranks), sys.executable, str(TASK), json.dumps(trainings)]
+
+
+def launch(ranks: int, *trainings: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run trainings, one after the other, on so many ranks."""
+    return subprocess.run(
+        command(ranks, *trainings),
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    records = [json.loads(line) for line in (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks: ZeRO 1, 2, 3 in fp32, ZeRO 1 in bf16 with Muon, with no compiler on PATH."""
+    folder = tmp_path_factory.mktemp("together")
+    tools = folder / "bin"
+    tools.mkdir()
+    muon = {"precision": "bf16", "optimizer": {"name": "muon", "learning_rate": 1e-2}}
+    ended = launch(
+        2,
+        *({"folder": str(folder / name), "settings": {"deepspeed": name}} for name in ("zero1", "zero2", "zero3")),
+        {"folder": str(folder / "muon"), "settings": muon},
+        PATH=str(tools),
+    )
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def test_two_ranks_agree_with_one(together: Path, tmp_path: Path) -> None:
+    assert losses(together / "zero1") == pytest.approx(run(tmp_path).losses, rel=1e-5)
+
+
+def test_zero_stages_agree_on_two_ranks(together: Path) -> None:
+    for name in ("zero2", "zero3"):
+        assert losses(together / name) == pytest.approx(losses(together / "zero1"), rel=1e-5)
+
+
+def test_muon_learns_on_two_ranks(together: Path) -> None:
+    found = losses(together / "muon")
+    assert found[-1] < found[0]
+
+
+def test_killed_stopped_and_resumed_losses_are_bit_equal(together: Path, tmp_path: Path) -> None:
+    training = {"folder": str(tmp_path)}
+    killed = launch(2, {**training, "accident": [1, 4, "SIGKILL"]})
+    assert killed.returncode == 128 + signal.SIGKILL
+    assert "rank 1 was ended by SIGKILL" in killed.stderr
+    stopped = launch(2, {**training, "accident": [1, 5, "SIGTERM"]})
+    assert stopped.returncode == 75, stopped.stderr
+    assert "continues after step 3 of 8" in stopped.stderr
+    assert "stopped after step 6 of 8" in stopped.stderr
+    resumed = launch(2, training)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path) == losses(together / "zero1")
+
+
+def test_killed_with_its_launcher_in_the_middle_of_a_save(together: Path, tmp_path: Path) -> None:
+    training = {"folder": str(tmp_path), "settings": {"checkpoint_steps": 1}}
+    started = subprocess.Popen(command(2, training), stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (every(tmp_path) and list(tmp_path.glob("step-*.tmp"))):
+        assert time.monotonic() < deadline and started.poll() is None
+    started.kill()  # its ranks must die with it, or they would go on writing
+    started.wait()
+    seen = sorted(path.name for path in tmp_path.iterdir())
+    time.sleep(1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == seen
+    assert latest(tmp_path) is not None
+    resumed = launch(2, training)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path) == losses(together / "zero1")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_another_number_of_ranks_says_what_to_do(together: Path) -> None:
+    with pytest.raises(RecipeError, match="saved by 2 ranks with ZeRO-1, but here are 1 with ZeRO-1; .* ranks=2"):
+        run(together / "zero1")
