@@ -1,8 +1,8 @@
 """From a recipe's name or path, and `key=value` words, to a checked `Recipe`.
 
 Later wins: the defaults in recipe.py < the recipe named by `base` < the YAML file < the command line. Mappings are
-merged key by key; lists, single values and the empty mapping `{}` replace what was there. Whatever is wrong is refused here, before any work
-starts, with the file, the line, the key, the value and the nearest right spelling.
+merged key by key; lists, single values and the empty mapping `{}` replace what was there. Whatever is wrong is refused
+here, before any work starts, with the file, the line, the key, the value and the nearest right spelling.
 """
 
 from __future__ import annotations

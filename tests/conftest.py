@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from command import TINY, Pipeline, run_pipeline
+from hypothesis import settings
+
+settings.register_profile("headwater", deadline=None)  # how fast a busy machine is proves nothing
+settings.load_profile("headwater")
 
 
 @pytest.fixture(scope="session")
