@@ -138,14 +138,14 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 
     With Muon the hidden matrices are its own; embeddings, the output layer, norms and biases stay with AdamW.
     """
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    embeddings, vocabularies = {id(table.weight) for table in tables}, {table.num_embeddings for table in tables}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    last = _output_weight(model)
     hidden: list[nn.Parameter] = []
     output: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for weight in model.parameters():
         if weight.requires_grad and weight.ndim >= 2 and id(weight) not in embeddings:
-            (output if weight.size(0) in vocabularies else hidden).append(weight)
+            (output if weight is last else hidden).append(weight)
         elif weight.requires_grad:
             plain.append(weight)
     adam = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2), "eps": settings.epsilon}
@@ -167,6 +167,15 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             {"params": plain, "use_muon": False, **undecayed},
         ]
     return [group for group in groups if group["params"]]
+
+
+def _output_weight(model: nn.Module) -> Tensor | None:
+    """The matrix that makes logits of words: of our models, or of Hugging Face's."""
+    known: Any = model
+    if hasattr(model, "output_weight"):
+        return known.output_weight  # type: ignore[no-any-return]
+    layer = known.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return None if layer is None else layer.weight
 
 
 def optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

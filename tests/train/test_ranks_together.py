@@ -107,5 +107,5 @@ def test_killed_with_its_launcher_in_the_middle_of_a_save(together: Path, tmp_pa
 
 
 def test_another_number_of_ranks_says_what_to_do(together: Path) -> None:
-    with pytest.raises(RecipeError, match="saved by 2 ranks with ZeRO-1, but here are 1 with ZeRO-1; .* ranks=2"):
+    with pytest.raises(RecipeError, match=r"saved by 2 ranks with ZeRO-1, but here are 1 with ZeRO-1; .* ranks=2"):
         run(together / "zero1")

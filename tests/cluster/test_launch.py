@@ -1,0 +1,109 @@
+"""The local launch with small real processes: statuses, signals, output, and no rank that outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster.launch import environments, launch_command
+from pipeline.cluster.ranks import read_ranks
+from pipeline.progress import log
+
+PROGRAM = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def messages_reach_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test may have sent the package's messages to standard error only."""
+    monkeypatch.setattr(log, "propagate", True)
+
+
+def ranks(code: str, count: int = 2) -> int:
+    return launch_command([sys.executable, "-c", PROGRAM + code], count)
+
+
+def test_each_rank_reads_its_place() -> None:
+    found = [read_ranks(environment) for environment in environments(3)]
+    assert [place.rank for place in found if place] == [0, 1, 2]
+    assert {(place.world_size, place.local_world_size, place.launcher, place.port) for place in found if place} == {
+        (3, 3, "local", found[0].port if found[0] else 0)
+    }
+
+
+def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert {environment["OMP_NUM_THREADS"] for environment in environments(cores)} == {"1"}
+    assert environments(1)[0]["OMP_NUM_THREADS"] == str(cores)
+
+
+def test_all_well() -> None:
+    assert ranks("pass") == 0
+
+
+@pytest.mark.parametrize("status", [1, 2, 7, 75])
+def test_the_first_bad_status_comes_back_and_ends_the_others(status: int) -> None:
+    began = time.monotonic()
+    assert ranks(f"sys.exit({status}) if rank == 1 else time.sleep(0.5 if {status} in (2, 75) else 60)") == status
+    assert time.monotonic() - began < 30
+
+
+def test_a_killed_rank_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    assert ranks("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)") == 128 + signal.SIGKILL
+    assert "rank 1 was ended by SIGKILL" in caplog.text
+
+
+def test_what_another_rank_said_is_shown_when_it_fails(caplog: pytest.LogCaptureFixture) -> None:
+    assert ranks("rank and sys.exit('disk full')") == 1
+    assert "[rank 1] disk full" in caplog.text
+
+
+def test_a_rank_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.launch.GRACE", 0.5)
+    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN) if rank == 0 else sys.exit(1)\ntime.sleep(60)"
+    began = time.monotonic()
+    assert ranks(code) == 1
+    assert time.monotonic() - began < 30
+
+
+LAUNCHER = """
+import sys
+from pipeline.cluster.launch import launch_command
+sys.exit(launch_command([sys.executable, "-c", sys.argv[1]], 2))
+"""
+
+
+def started(code: str, folder: Path) -> subprocess.Popen[bytes]:
+    """A launcher in a process of its own, once both of its ranks have written their process ids into `folder`."""
+    write = f"open(r'{folder}/' + str(rank), 'w').write(str(os.getpid()))\n"
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, PROGRAM + code.replace("READY", write)])
+    while len([path for path in folder.iterdir() if path.read_text()]) < 2:
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    return launcher
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_are_passed_on_once(tmp_path: Path, number: signal.Signals) -> None:
+    launcher = started(f"signal.signal({int(number)}, lambda *_: sys.exit(75))\nREADY\ntime.sleep(60)", tmp_path)
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=30) == 75
+
+
+def test_ranks_die_with_a_killed_launcher(tmp_path: Path) -> None:
+    launcher = started("READY\ntime.sleep(60)", tmp_path)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{path.read_text()}").exists() for path in tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
