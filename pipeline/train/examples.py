@@ -127,7 +127,7 @@ def prepare(task: FinetuneTask, name: str, text: Path, folder: Path, reserved: S
     for part, examples in zip(PARTS, (made.train, made.validation), strict=True):
         write_lines(folder / f"{part}.jsonl", examples, task.task)
     write_json(folder / SUMMARY, made.counts())
-    return made
+    return read(folder, task.task)  # what a restart and the other ranks read: reading trims white space
 
 
 def read(folder: Path, kind: Kind) -> Examples:
