@@ -30,13 +30,15 @@ _NAME = re.compile(r"step-(\d{9})$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What checkpoint.json says. step: optimizer steps done; files: path → [bytes, sha256]."""
+    """What checkpoint.json says. step: optimizer steps done; fingerprint: of data and settings; layout: order of the
+    weights in DeepSpeed's buffers; dtype: in which the model computed; files: path → [bytes, sha256]."""
 
     step: int
     fingerprint: str
     world_size: int
     zero_stage: int
     dtype: str
+    layout: str
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     format: int = 1
 

@@ -25,6 +25,7 @@ from pipeline.cluster.device import Device, compiler
 from pipeline.cluster.ranks import Ranks
 from pipeline.config import find_deepspeed_config
 from pipeline.errors import EnvironmentFault, RecipeError
+from pipeline.files import fingerprint
 from pipeline.recipe import OptimizerSettings, TrainingBase
 
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
@@ -167,6 +168,13 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             {"params": plain, "use_muon": False, **undecayed},
         ]
     return [group for group in groups if group["params"]]
+
+
+def layout(model: nn.Module, settings: OptimizerSettings) -> str:
+    """Names the order in which DeepSpeed lays weights into its flat buffers: a checkpoint fits no other."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    groups = parameter_groups(model, settings)
+    return fingerprint([[[names[id(weight)], list(weight.shape)] for weight in group["params"]] for group in groups])
 
 
 def _output_weight(model: nn.Module) -> Tensor | None:

@@ -130,6 +130,7 @@ class _Run:
             self.dtype,
             engine.compiles(settings, self.device),
         )
+        self.layout = engine.layout(task.model, settings.optimizer)
         self.engine = engine.start(task.model, settings, self.device, plan)
         self.rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.history = History(folder, ranks.first)
@@ -272,7 +273,14 @@ class _Run:
     def _save(self) -> Path:
         self._flush()  # a step with a bad loss must not be saved as good
         self.history.sync()
-        about = Checkpoint(self.step, self.task.fingerprint, self.ranks.world_size, self.zero_stage, str(self.dtype))
+        about = Checkpoint(
+            step=self.step,
+            fingerprint=self.task.fingerprint,
+            world_size=self.ranks.world_size,
+            zero_stage=self.zero_stage,
+            dtype=str(self.dtype),
+            layout=self.layout,
+        )
         saved = checkpoints.save(self.engine, self.folder, self.ranks, about)
         if self.ranks.first:
             checkpoints.prune(self.folder, self.settings.keep_checkpoints)
@@ -288,8 +296,9 @@ class _Run:
             self.tracker.rewind(0)
             return 0
         path, saved = found
-        if saved.fingerprint != self.task.fingerprint:
-            raise DataError(f"{path}: made from other data or settings; move {self.folder} away, or set workdir=…")
+        if (saved.fingerprint, saved.layout) != (self.task.fingerprint, self.layout):
+            what = "data or settings" if saved.layout == self.layout else "code: its weights are ordered otherwise"
+            raise DataError(f"{path}: made from other {what}; move {self.folder} away, or set workdir=…")
         if (saved.world_size, saved.zero_stage) != (self.ranks.world_size, self.zero_stage):
             raise RecipeError(
                 f"{path}: saved by {saved.world_size} ranks with ZeRO-{saved.zero_stage}, but here are "

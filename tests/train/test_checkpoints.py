@@ -20,7 +20,7 @@ def make(folder: Path, step: int) -> Path:
     file = path / "state" / "weights.pt"
     file.write_bytes(f"weights of step {step}".encode())
     about = Checkpoint(
-        step, "data", 2, 1, "torch.float32", {"state/weights.pt": (file.stat().st_size, sha256_file(file))}
+        step, "data", 2, 1, "torch.float32", "order", {"state/weights.pt": (file.stat().st_size, sha256_file(file))}
     )
     write_json(path / DESCRIPTION, asdict(about))
     return path

@@ -114,6 +114,14 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
         run(tmp_path, TinyTask(data="other"))
 
 
+def test_a_checkpoint_with_another_order_of_weights_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    description = tmp_path / "step-000000008" / "checkpoint.json"
+    description.write_text(description.read_text().replace('"layout": "', '"layout": "other'))
+    with pytest.raises(DataError, match="weights are ordered otherwise"):
+        run(tmp_path)
+
+
 def test_another_zero_stage_says_what_to_do(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(RecipeError, match="saved by 1 ranks with ZeRO-1, but here are 1 with ZeRO-2"):
