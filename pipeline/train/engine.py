@@ -206,34 +206,49 @@ def process_group(ranks: Ranks, device: Device) -> Iterator[None]:
     Raises: EnvironmentFault when the others do not come, or DeepSpeed is a version that computes wrong gradients.
     """
     deepspeed = _import(device)
-    backend = "nccl" if device.kind == "cuda" else "gloo"
-    if device.kind == "cuda":
-        backend = "cpu:gloo,cuda:nccl"  # decisions are exchanged on the host, without waiting for the GPU
-    os.environ |= {
-        "RANK": str(ranks.rank),
-        "WORLD_SIZE": str(ranks.world_size),
-        "LOCAL_RANK": str(ranks.local_rank),
-        "LOCAL_WORLD_SIZE": str(ranks.local_world_size),
+    # On GPUs decisions are exchanged on the host (gloo), without waiting for the device (nccl).
+    backend = "cpu:gloo,cuda:nccl" if device.kind == "cuda" else "gloo"
+    with _environment(ranks):
+        try:
+            if ranks.port is None:  # alone: nobody to meet
+                store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+                torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
+            else:
+                torch.distributed.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise EnvironmentFault(
+                f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {ranks.address}:{ranks.port}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        try:
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+            yield
+        finally:
+            with contextlib.suppress(RuntimeError):  # another rank has died: there is nobody to part from
+                deepspeed.comm.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _environment(ranks: Ranks) -> Iterator[None]:
+    """The variables that torch and DeepSpeed read, as torchrun sets them; afterwards as they were."""
+    wanted = {
+        "RANK": ranks.rank,
+        "WORLD_SIZE": ranks.world_size,
+        "LOCAL_RANK": ranks.local_rank,
+        "LOCAL_WORLD_SIZE": ranks.local_world_size,
         "MASTER_ADDR": ranks.address,
-        "MASTER_PORT": str(ranks.port or 0),
-    }  # torch and DeepSpeed read them
+        "MASTER_PORT": ranks.port or 0,
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= {name: str(value) for name, value in wanted.items()}
     try:
-        if ranks.port is None:  # alone: nobody to meet
-            store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
-        else:
-            torch.distributed.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise EnvironmentFault(
-            f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {ranks.address}:{ranks.port}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    try:
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
         yield
     finally:
-        with contextlib.suppress(RuntimeError):  # another rank has died: there is nobody to part from
-            deepspeed.comm.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def start(model: nn.Module, settings: TrainingBase, device: Device, plan: Plan) -> Any:
