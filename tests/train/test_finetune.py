@@ -79,10 +79,10 @@ class Run:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Run]:
-    """Both tasks, never disturbed."""
+    """Both tasks, never disturbed; one of them on two ranks."""
     run = Run(tmp_path_factory.mktemp("whole"), data)
-    for name in ("answer", "parity"):
-        status, said = run.finish(name)
+    for name, *words in (["answer"], ["parity", "finetune.parity.ranks=2"]):
+        status, said = run.finish(name, *words)
         assert status == 0, said
         assert "as the model sees it" in said
     yield run
