@@ -25,8 +25,8 @@ from pipeline.cluster.device import Device, compiler
 from pipeline.cluster.ranks import Ranks
 from pipeline.config import find_deepspeed_config
 from pipeline.errors import EnvironmentFault, RecipeError
-from pipeline.files import fingerprint
 from pipeline.recipe import OptimizerSettings, TrainingBase
+from pipeline.train.parameters import parameter_groups
 
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
 STATE = "state"  # DeepSpeed's folder inside a checkpoint
@@ -132,58 +132,6 @@ def configuration(settings: TrainingBase, plan: Plan) -> dict[str, Any]:
             # checkpoints its own zero_to_fp32 cannot read.
             values.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     return values
-
-
-def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """The optimizer's groups: weight decay on matrices, none on embeddings, norms and biases.
-
-    With Muon the hidden matrices are its own; embeddings, the output layer, norms and biases stay with AdamW.
-    """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    last = _output_weight(model)
-    hidden: list[nn.Parameter] = []
-    output: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for weight in model.parameters():
-        if weight.requires_grad and weight.ndim >= 2 and id(weight) not in embeddings:
-            (output if weight is last else hidden).append(weight)
-        elif weight.requires_grad:
-            plain.append(weight)
-    adam = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2), "eps": settings.epsilon}
-    decayed, undecayed = adam | {"weight_decay": settings.weight_decay}, adam | {"weight_decay": 0.0}
-    if settings.name == "adamw":
-        groups = [{"params": hidden + output, **decayed}, {"params": plain, **undecayed}]
-    else:
-        for weight in model.parameters():
-            weight.use_muon = any(weight is other for other in hidden)  # type: ignore[attr-defined]
-        muon = {
-            "lr": settings.muon_learning_rate,
-            "momentum": settings.muon_momentum,
-            "weight_decay": settings.weight_decay,
-            "ns_method": "standard",
-        }
-        groups = [
-            {"params": hidden, "use_muon": True, **muon},
-            {"params": output, "use_muon": False, **decayed},
-            {"params": plain, "use_muon": False, **undecayed},
-        ]
-    return [group for group in groups if group["params"]]
-
-
-def layout(model: nn.Module, settings: OptimizerSettings) -> str:
-    """Names the order in which DeepSpeed lays weights into its flat buffers: a checkpoint fits no other."""
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    groups = parameter_groups(model, settings)
-    return fingerprint([[[names[id(weight)], list(weight.shape)] for weight in group["params"]] for group in groups])
-
-
-def _output_weight(model: nn.Module) -> Tensor | None:
-    """The matrix that makes logits of words: of our models, or of Hugging Face's."""
-    known: Any = model
-    if hasattr(model, "output_weight"):
-        return known.output_weight  # type: ignore[no-any-return]
-    layer = known.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return None if layer is None else layer.weight
 
 
 def optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

@@ -27,9 +27,11 @@ from pipeline.train import checkpoints, engine
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.collective import broadcast, reduce_max, reduce_sum, wait_for_all
 from pipeline.train.history import History
+from pipeline.train.parameters import layout
 from pipeline.train.prefetch import Prefetch
 from pipeline.train.schedule import learning_rate_factor
 from pipeline.train.signals import StopRequest
+from pipeline.train.speed import Speed, peak_memory
 
 Batch = dict[str, Tensor]
 ReduceSum = Callable[[Sequence[float]], list[float]]
@@ -130,15 +132,15 @@ class _Run:
             self.dtype,
             engine.compiles(settings, self.device),
         )
-        self.layout = engine.layout(task.model, settings.optimizer)
+        self.layout = layout(task.model, settings.optimizer)
         self.engine = engine.start(task.model, settings, self.device, plan)
         self.rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.history = History(folder, ranks.first)
+        self.saved = -1  # step of the checkpoint that was written or loaded last
         self.step = self._resume()
         self.data = Prefetch(self._batches, self.step, task.steps)
         self.pending: list[tuple[int, Tensor]] = []  # steps whose loss has not been brought to the host
-        self.speed = _Speed()
-        self.metrics: dict[str, float] = {}
+        self.speed = Speed(task.tokens_per_step, task.flops_per_step, self.peak)
         self.last_save = time.monotonic()
 
     def close(self) -> None:
@@ -159,15 +161,15 @@ class _Run:
                     self._flush()
                     self._validate()
                 self._decide(last)
-        final = checkpoints.path_of(self.folder, self.step)
-        checkpoint = final if final.is_dir() else self._save()
+        if self.saved != self.step:
+            self._save()
         return TrainResult(
-            checkpoint,
+            checkpoints.path_of(self.folder, self.step),
             self.step,
             self.history.losses(),
             self.history.validations(),
             self.ranks.world_size,
-            self.speed.metrics(task, self.peak),
+            self.speed.metrics(),
             self.speed.seconds,
         )
 
@@ -199,13 +201,14 @@ class _Run:
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""
-        first, block = step * self.task.sequences, self.micro * self.ranks.world_size
-        found = []
+        first, found = step * self.task.sequences, []
         for index in range(self.accumulation):
-            places = range(
-                index * block + self.ranks.rank * self.micro, index * block + (self.ranks.rank + 1) * self.micro
-            )
-            found.append(self.task.batch([first + place if place < self.task.sequences else -1 for place in places]))
+            start = (index * self.ranks.world_size + self.ranks.rank) * self.micro
+            places = range(start, start + self.micro)
+            batch = self.task.batch([first + place if place < self.task.sequences else -1 for place in places])
+            if self.device.kind == "cuda":  # only pinned memory is copied while the GPU computes
+                batch = {name: value.pin_memory() for name, value in batch.items()}
+            found.append(batch)
         return found
 
     def _flush(self) -> None:
@@ -215,9 +218,14 @@ class _Run:
         losses = reduce_sum(torch.stack([loss for _, loss in self.pending]).tolist())
         for (step, _), loss in zip(self.pending, losses, strict=True):
             if not math.isfinite(loss):
+                last = (
+                    f"the last checkpoint is from step {self.saved}"
+                    if self.saved > 0
+                    else "no checkpoint was saved yet"
+                )
                 raise RecipeError(
                     f"step {step + 1}: the loss is {loss}; lower optimizer.learning_rate, raise schedule.warmup or set "
-                    f"precision=fp32; the last good checkpoint is from step {self._last_saved()}"
+                    f"precision=fp32; {last}"
                 )
             self.history.add_loss(step, loss)
         self.pending.clear()
@@ -233,7 +241,7 @@ class _Run:
             "learning_rate": self.rates[0] * factor,
             "tokens": float(self.step * self.task.tokens_per_step),
             "memory_gib": memory / 2**30,
-            **self.speed.interval(self.task, self.peak, self.settings.log_interval),
+            **self.speed.interval(),
         }
         if norm is not None:
             found["gradient_norm"] = float(norm)
@@ -270,7 +278,7 @@ class _Run:
                 "the same command continues"
             )
 
-    def _save(self) -> Path:
+    def _save(self) -> None:
         self._flush()  # a step with a bad loss must not be saved as good
         self.history.sync()
         about = Checkpoint(
@@ -281,12 +289,11 @@ class _Run:
             dtype=str(self.dtype),
             layout=self.layout,
         )
-        saved = checkpoints.save(self.engine, self.folder, self.ranks, about)
+        checkpoints.save(self.engine, self.folder, self.ranks, about)
         if self.ranks.first:
             checkpoints.prune(self.folder, self.settings.keep_checkpoints)
         wait_for_all()
-        self.last_save = time.monotonic()
-        return saved
+        self.last_save, self.saved = time.monotonic(), self.step
 
     def _resume(self) -> int:
         """Load the last good checkpoint. Returns the number of steps done."""
@@ -311,11 +318,8 @@ class _Run:
         self.tracker.rewind(saved.step)
         if self.ranks.first:
             log.info(f"{self.task.name}: continues after step {saved.step:,} of {self.task.steps:,}")
+        self.saved = saved.step
         return saved.step
-
-    def _last_saved(self) -> str:
-        found = checkpoints.every(self.folder)
-        return str(int(found[-1].name.removeprefix("step-"))) if found else "none"
 
     # --- words -----------------------------------------------------------------------------------------------------
 
@@ -341,49 +345,3 @@ def split_batch(sequences: int, micro_batch: int, world_size: int) -> tuple[int,
     """
     accumulation = math.ceil(sequences / (world_size * micro_batch))
     return math.ceil(sequences / (world_size * accumulation)), accumulation
-
-
-def peak_memory(kind: str) -> float:
-    """Most memory this rank has held, in bytes: of the GPU, or of the process."""
-    if kind == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    import resource
-
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-class _Speed:
-    """Times of steps."""
-
-    def __init__(self) -> None:
-        self.steps, self.seconds, self.waited = 0, 0.0, 0.0
-        self.last: tuple[int, float, float] = (0, 0.0, 0.0)
-
-    def add(self, seconds: float, waited: float) -> None:
-        self.steps, self.seconds, self.waited = self.steps + 1, self.seconds + seconds, self.waited + waited
-
-    def interval(self, task: Task, peak: float, interval: int) -> dict[str, float]:
-        """Numbers since the last call."""
-        steps, seconds, waited = (
-            now - then for now, then in zip((self.steps, self.seconds, self.waited), self.last, strict=True)
-        )
-        self.last = (self.steps, self.seconds, self.waited)
-        return _rates(task, peak, int(steps), seconds, waited)
-
-    def metrics(self, task: Task, peak: float) -> dict[str, float]:
-        """Numbers since the start."""
-        return _rates(task, peak, self.steps, self.seconds, self.waited)
-
-
-def _rates(task: Task, peak: float, steps: int, seconds: float, waited: float) -> dict[str, float]:
-    if not steps or not seconds:
-        return {}
-    return {
-        "tokens_per_second": steps * task.tokens_per_step / seconds,
-        "mfu": steps * task.flops_per_step / seconds / peak,
-        "data_wait": waited / seconds,
-        "step_seconds": seconds / steps,
-    }
-
-
-__all__ = ["Batch", "ReduceSum", "Task", "TrainResult", "split_batch", "train"]

@@ -14,7 +14,8 @@ from pipeline.cluster.device import Device
 from pipeline.errors import RecipeError
 from pipeline.model.build import build_model
 from pipeline.recipe import OptimizerSettings
-from pipeline.train.engine import Plan, compiles, configuration, parameter_groups, precision, read_config, zero_stage
+from pipeline.train.engine import Plan, compiles, configuration, precision, read_config, zero_stage
+from pipeline.train.parameters import parameter_groups
 
 CPU = Device("cpu", 0, "a processor", 1, bf16=True)
 GPU = Device("cuda", 0, "a GPU", 1, bf16=True)

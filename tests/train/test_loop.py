@@ -86,7 +86,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, unbroken: TrainResu
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     (tmp_path / "step-000000006" / "random-00000.pt").unlink()
-    assert run(tmp_path).losses == unbroken.losses
+    result = run(tmp_path)
+    assert result.losses == unbroken.losses
+    for name, weight in consolidated_weights(result.checkpoint).items():
+        assert torch.equal(weight, consolidated_weights(unbroken.checkpoint)[name])
 
 
 def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_keeps_so_many_checkpoints(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"step 5: the loss is nan; .* last good checkpoint is from step 3"):
+    with pytest.raises(RecipeError, match=r"step 5: the loss is nan; .* the last checkpoint is from step 3"):
         run(tmp_path, AccidentalTask(8, 4, "nan"))
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000003"]
 
