@@ -23,6 +23,7 @@ FOLDERS = {
     "tokenize": "tokens",
     "pretrain": "checkpoints",
     "export": "model",
+    "evaluate": "evaluation",
 }
 CONTINUES = "stopped early; the same command continues it"
 
