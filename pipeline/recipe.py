@@ -262,7 +262,7 @@ class ScheduleSettings(Section):
 class TrainingBase(Section):
     """What pretraining and every kind of fine-tuning share: one loop serves them all."""
 
-    micro_batch: PositiveInt = 8
+    micro_batch: PositiveInt = no_effect(8)
     """Sequences a rank works on at once. Only memory and speed depend on it."""
     global_batch: PositiveInt = 256
     """Sequences an optimizer step, over all ranks."""

@@ -51,7 +51,7 @@ def stages(recipe: Recipe) -> dict[str, Stage]:
             "text",
             (),
             "pipeline.corpus.shard",
-            lambda r: r.corpus.settings(),
+            _shard_settings,
             sources=_source_fingerprints,
         ),
         Stage(
@@ -59,7 +59,7 @@ def stages(recipe: Recipe) -> dict[str, Stage]:
             "tokenizer",
             ("shard",),
             "pipeline.tokens.train_tokenizer",
-            lambda r: r.tokenizer.settings() | seed,
+            lambda r: r.tokenizer.settings(),
             sources=_tokenizer_fingerprint,
         ),
         Stage(
@@ -70,7 +70,7 @@ def stages(recipe: Recipe) -> dict[str, Stage]:
             "checkpoints",
             ("tokenizer", "tokenize"),
             "pipeline.train.pretrain",
-            lambda r: {"model": r.model.settings(), "pretrain": r.pretrain.settings()} | seed,
+            lambda r: {"model": r.model.settings(), "pretrain": r.pretrain.settings(), "weights": _weights(r)} | seed,
             trains=True,
         ),
         Stage(
@@ -106,6 +106,17 @@ def stages(recipe: Recipe) -> dict[str, Stage]:
     return {stage.name: stage for stage in found}
 
 
+def _shard_settings(recipe: Recipe) -> Settings:
+    """All of `corpus` but the sources' weights, which only the training stream reads."""
+    settings = recipe.corpus.settings()
+    sources = [{name: value for name, value in source.items() if name != "weight"} for source in settings["sources"]]
+    return settings | {"sources": sources}
+
+
+def _weights(recipe: Recipe) -> dict[str, float]:
+    return {source.name: source.weight for source in recipe.corpus.sources}
+
+
 def _source_fingerprints(recipe: Recipe) -> dict[str, str]:
     from pipeline.corpus.sources import source_fingerprint
 
@@ -126,7 +137,7 @@ def _finetune_fingerprints(recipe: Recipe, name: str) -> dict[str, str]:
 
 
 def _folder_fingerprint(folder: Path) -> str:
-    """Names and sizes of the files of a model directory, which is read as a whole."""
+    """Names, sizes and times of the files of a model directory, which is read as a whole."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder that holds a model or tokenizer.json")
     files = sorted(path for path in folder.iterdir() if path.is_file())

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import load_recipe
 from pipeline.errors import DataError, RecipeError
+from pipeline.lineage import folder_of
 from pipeline.manifest import BUILDING
 from pipeline.recipe import Recipe
 from pipeline.stages import load_stage, prepare, stages, status
@@ -81,6 +82,25 @@ def test_half_done_work_of_another_recipe_is_set_aside(recipe_file: Path) -> Non
 def test_settings_without_effect_change_nothing(recipe_file: Path) -> None:
     finish(load(recipe_file), "shard")
     assert status(load(recipe_file, "corpus.workers=7"), "shard").state == "done"
+
+
+def test_a_setting_is_in_the_key_of_the_stages_that_read_it_and_of_no_other() -> None:
+    def changed(*words: str) -> list[str]:
+        before, after = load_recipe("demo"), load_recipe("demo", words)
+        pairs = zip(stages(before).values(), stages(after).values(), strict=True)
+        return [old.name for old, new in pairs if old.settings(before) != new.settings(after)]
+
+    assert changed("corpus.sources.0.weight=2") == ["pretrain"]
+    assert changed("seed=7") == ["pretrain", "finetune.summarize", "finetune.package", "evaluate"]
+    assert changed("pretrain.micro_batch=1", "finetune.package.micro_batch=1") == []
+    assert changed("corpus.sources.0.max_bytes=5") == ["shard"]
+    assert changed("evaluate.batch=1", "tracking.enabled=false") == []
+
+
+def test_tracking_finds_every_stage_where_it_lies() -> None:
+    recipe = load_recipe("demo")
+    for name, stage in stages(recipe).items():
+        assert folder_of(recipe, name) == recipe.workdir / stage.folder
 
 
 def test_what_is_downstream_follows_what_was_made(recipe_file: Path) -> None:

@@ -35,6 +35,13 @@ def test_micro_batch_does_not_change_the_losses(tmp_path: Path, unbroken: TrainR
     assert run(tmp_path, micro_batch=micro_batch).losses == pytest.approx(unbroken.losses, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_a_stopped_run_continues_with_another_micro_batch(tmp_path: Path, unbroken: TrainResult, name: str) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, AccidentalTask(8, 4, "SIGTERM"), deepspeed=name)
+    assert run(tmp_path, deepspeed=name, micro_batch=1).losses == pytest.approx(unbroken.losses, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["zero0", "zero2", "zero3"])
 def test_zero_stages_agree(tmp_path: Path, unbroken: TrainResult, name: str) -> None:
     result = run(tmp_path, deepspeed=name)
