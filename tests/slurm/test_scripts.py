@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,11 +67,15 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("slurm") / "state")
-    made.call("up", "2")
-    yield made
-    made.call("down")
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="headwater-slurm-") as folder:
+        os.chmod(folder, 0o755)  # munge refuses folders that are not open to all, as pytest's are
+        made = Cluster(Path(folder) / "state")
+        try:
+            made.call("up", "2")
+            yield made
+        finally:
+            made.call("down")
 
 
 def test_the_whole_pipeline_on_two_nodes(cluster: Cluster, tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
