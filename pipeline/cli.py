@@ -99,7 +99,7 @@ def run(typed: str, words: tuple[str, ...], dry_run: bool) -> None:
     from pipeline.run import duration, finish, run_all
 
     started = time.monotonic()
-    made = run_all(recipe, (typed, *words))
+    made = run_all(recipe)
     finish(recipe)
     for line in closing_lines(recipe, made, typed, words):
         click.echo(line)
@@ -169,7 +169,7 @@ def _run_stages(typed: str, words: tuple[str, ...], chosen: Callable[[Recipe], t
     for name in names:
         if ranks is None:
             warn_of_stale_inputs(recipe, name)
-        run_stage(recipe, name, (typed, *words))
+        run_stage(recipe, name)
 
 
 @command.command()

@@ -11,12 +11,13 @@ import errno
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from pipeline import manifest as manifests
 from pipeline.cluster.ranks import read_ranks
-from pipeline.config import save_recipe
+from pipeline.config import find_deepspeed_config, save_recipe
 from pipeline.errors import DataError, EnvironmentFault, PipelineError, Stopped, UserError
 from pipeline.files import write_text
 from pipeline.locks import hold
@@ -26,14 +27,14 @@ from pipeline.recipe import FinetuneTask, PretrainSettings, Recipe
 from pipeline.stages import Stage, Status, load_stage, prepare, stages, status
 from pipeline.tracking import Tracker
 
+RECIPE = "recipe.yaml"  # the resolved recipe, in the workdir
 NO_ROOM = 1_000_000  # bytes free under which nothing can be written
 RANK_PATIENCE = 600.0  # seconds that a rank waits for rank 0 to prepare the stage
 
 
-def run_stage(recipe: Recipe, name: str, words: Sequence[str]) -> Manifest:
-    """Bring one stage up to date and return its manifest.
+def run_stage(recipe: Recipe, name: str) -> Manifest:
+    """Bring one stage (a name of `stages(recipe)`) up to date and return its manifest.
 
-    Args: name, as in `stages(recipe)`; words, the recipe and `key=value` words as typed, for ranks that are started.
     Raises: UserError, Stopped; SystemExit with the status of ranks that have already said why they failed.
     """
     ranks = read_ranks()
@@ -53,13 +54,13 @@ def run_stage(recipe: Recipe, name: str, words: Sequence[str]) -> Manifest:
     _save_recipe(recipe)
     with _full_disk_named(recipe), log_file(recipe.workdir / "logs" / f"{name}.log"):
         if stage.trains and ranks is None:
-            return _start_ranks(recipe, stage, words)
+            return _start_ranks(recipe, stage)
         with hold(recipe.workdir / "logs", name, stage.needs):
             return _make(recipe, stage, told=ranks is not None and ranks.launcher == "local")
 
 
-def run_all(recipe: Recipe, words: Sequence[str]) -> dict[str, Manifest]:
-    """All stages in order, then the report. Returns each stage's manifest.
+def run_all(recipe: Recipe) -> dict[str, Manifest]:
+    """All stages in order. Returns each stage's manifest.
 
     Raises: as `run_stage`.
     """
@@ -70,7 +71,21 @@ def run_all(recipe: Recipe, words: Sequence[str]) -> dict[str, Manifest]:
             "give the launcher a single stage, such as pretrain, or use slurm/pipeline.sh"
         )
     log.info("%s: seed %d, in %s", recipe.name, recipe.seed, recipe.workdir)
-    return {name: run_stage(recipe, name, words) for name in stages(recipe)}
+    check_ahead(recipe)
+    return {name: run_stage(recipe, name) for name in stages(recipe)}
+
+
+def check_ahead(recipe: Recipe) -> None:
+    """Look for what later stages will need, before hours are spent on the first.
+
+    Raises: UserError naming a file, folder or DeepSpeed configuration that is not there.
+    """
+    for stage in stages(recipe).values():
+        task = recipe.finetune.get(stage.name.partition(".")[2])
+        if not (task and task.base and Path(task.base).absolute().is_relative_to(recipe.workdir.absolute())):
+            stage.sources(recipe)  # a base in the workdir may be what an earlier task will make
+        if stage.trains:
+            find_deepspeed_config(training_settings(recipe, stage.name).deepspeed)
 
 
 def finish(recipe: Recipe) -> None:
@@ -123,8 +138,12 @@ def _prepare(recipe: Recipe, found: Status) -> None:
     log.info("%-20s %s", found.stage.name, "continues: " + found.why if found.state == "continue" else "starts")
 
 
-def _start_ranks(recipe: Recipe, stage: Stage, words: Sequence[str]) -> Manifest:
-    """Prepare the folder, let ranks on this machine do the work, read the manifest that rank 0 commits."""
+def _start_ranks(recipe: Recipe, stage: Stage) -> Manifest:
+    """Prepare the folder, let ranks on this machine do the work, read the manifest that rank 0 commits.
+
+    The ranks read the resolved recipe that is kept with the run: what was typed may be another recipe by now, since
+    people edit theirs for the next run while this one is at work.
+    """
     with hold(recipe.workdir / "logs", stage.name, stage.needs):  # given back: rank 0 takes it for as long as it lives
         found = status(recipe, stage.name)
         if found.manifest:
@@ -134,7 +153,7 @@ def _start_ranks(recipe: Recipe, stage: Stage, words: Sequence[str]) -> Manifest
     from pipeline.cluster.launch import launch_local
 
     command, _, task = stage.name.partition(".")
-    arguments = [command, *words, *(["--task", task] if task else [])]
+    arguments = [command, str(recipe.workdir / RECIPE), *(["--task", task] if task else [])]
     ended = launch_local(arguments, training_settings(recipe, stage.name).ranks or default_ranks())
     if ended == 0:
         return manifests.load(found.work.folder)
@@ -202,7 +221,7 @@ def _full_disk_named(recipe: Recipe) -> Iterator[None]:
 
 def _save_recipe(recipe: Recipe) -> None:
     """Keep the resolved recipe with the run."""
-    path, text = recipe.workdir / "recipe.yaml", save_recipe(recipe)
+    path, text = recipe.workdir / RECIPE, save_recipe(recipe)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
 

@@ -15,7 +15,7 @@ from pipeline import manifest as manifests
 from pipeline import run as driver
 from pipeline.closing import quality_lines
 from pipeline.config import load_recipe
-from pipeline.errors import EnvironmentFault
+from pipeline.errors import EnvironmentFault, UserError
 from pipeline.files import write_json
 from pipeline.locks import hold
 from pipeline.recipe import Recipe
@@ -75,6 +75,49 @@ def test_other_ranks_do_not_wait_for_ever(recipe: Recipe, monkeypatch: pytest.Mo
     monkeypatch.setattr(driver, "RANK_PATIENCE", 0.1)
     with pytest.raises(EnvironmentFault, match="a file system that all nodes share"):
         driver._wait_for_rank_0(recipe, "shard")
+
+
+def test_ranks_read_the_recipe_that_the_run_began_with(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("shard", "tokenizer", "tokenize"):
+        found = status(recipe, name)
+        prepare(recipe, found)
+        found.work.finish([])
+
+    def launch(arguments: list[str], ranks: int) -> int:
+        (tmp_path / "r.yaml").write_text("name: next\n", encoding="utf-8")  # a person edits it meanwhile
+        command, path, *rest = arguments
+        assert (command, rest) == ("pretrain", [])
+        assert load_recipe(path) == recipe
+        status(load_recipe(path), "pretrain").work.finish([])
+        return 0
+
+    monkeypatch.setattr("pipeline.cluster.launch.launch_local", launch)
+    monkeypatch.setattr(driver, "read_ranks", lambda: None)
+    assert driver.run_stage(recipe, "pretrain").stage == "pretrain"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["tokenizer.path=nowhere"], "nowhere: no such folder"),
+        (["finetune.a={task: sft, train_files: no.jsonl}"], "no.jsonl: no such file"),
+        (["finetune.a={task: classify, data: docstring_packages, base: nowhere}"], "nowhere: no such folder"),
+        (["pretrain.deepspeed=zer1"], "did you mean 'zero1'"),
+    ],
+)
+def test_what_later_stages_lack_is_named_before_the_first(recipe: Recipe, words: list[str], problem: str) -> None:
+    changed = load_recipe(str(recipe.workdir.parent / "r.yaml"), words)
+    with pytest.raises(UserError, match=problem):
+        driver.run_all(changed)
+    assert not (recipe.workdir / "text").exists()
+
+
+def test_a_base_that_an_earlier_task_will_make_is_not_missed(recipe: Recipe) -> None:
+    base = recipe.workdir / "finetune" / "a" / "model"
+    task = f"{{task: classify, data: docstring_packages, base: {base}}}"
+    driver.check_ahead(load_recipe(str(recipe.workdir.parent / "r.yaml"), [f"finetune.b={task}"]))
 
 
 def test_reading_what_another_recipe_made_is_told(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
