@@ -159,7 +159,10 @@ def recipe(workdir: Path) -> Recipe:
             "workdir": workdir,
             "model": {"max_seq_len": 64},
             "pretrain": {"seq_len": 32},
-            "finetune": {"answer": {"task": "sft", "seq_len": 48}, "topic": {"task": "classify", "seq_len": 16}},
+            "finetune": {
+                "answer": {"task": "sft", "train_files": "a.jsonl", "seq_len": 48},
+                "topic": {"task": "classify", "train_files": "b.jsonl", "seq_len": 16},
+            },
             "evaluate": {"max_examples": 6, "max_new_tokens": 5, "prompts": ["The river", ""], "batch": 4},
         }
     )

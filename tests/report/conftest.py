@@ -58,7 +58,10 @@ def make_recipe(folder: Path) -> Recipe:
             "description": f"a run to report on {HOSTILE}".encode("utf-8", "replace").decode(),
             "workdir": folder / "a run",
             "corpus": {"sources": [{"name": "python", "type": "python_docs"}]},
-            "finetune": {"summarize": {"task": "sft"}, "package": {"task": "classify"}},
+            "finetune": {
+                "summarize": {"task": "sft", "data": "docstring_summaries"},
+                "package": {"task": "classify", "data": "docstring_packages"},
+            },
         }
     )
 
