@@ -30,6 +30,7 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
     lines += ["", "How good it is, on held-out data:", *quality_lines(recipe)]
     settings = [word for word in words if word.startswith(("workdir=", "name="))]
     store = os.path.relpath(workdir.parent / "mlflow.db")
+    tracked = recipe.tracking.enabled and not (recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
     run = shlex.join([typed, *settings])
     sft = next((name for name, task in recipe.finetune.items() if task.task == "sft"), None)
     chat = f"--chat --task {sft}" if sft else '--prompt "def "'
@@ -37,7 +38,7 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
         "",
         "Try next:",
         f"  {_program('pipeline')} generate {run} {chat}",
-        f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote('sqlite:///' + store)}",
+        *([f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote('sqlite:///' + store)}"] if tracked else []),
         f"  {_program('pipeline')} run my.yaml        # your own text: five lines of YAML, see README.md",
         "",
         f"Report: {workdir / 'report.html'}",

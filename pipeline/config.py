@@ -8,6 +8,7 @@ here, before any work starts, with the file, the line, the key, the value and th
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
@@ -74,9 +75,15 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(f"'{word}' is not of the form key=value, such as pretrain.tokens=2000000")
         _merge(values, _nested(key.split("."), _value(word, text)), (), places, f"the command line ({word})")
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_explain(error, places)) from None
+    for settings in (recipe.pretrain, *recipe.finetune.values()):
+        find_deepspeed_config(settings.deepspeed)
+    for folder in (recipe.workdir, *recipe.workdir.parents):
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise RecipeError(f"workdir {recipe.workdir}: {folder} is a file; set workdir=… to a folder")
+    return recipe
 
 
 def save_recipe(recipe: Recipe) -> str:
@@ -91,9 +98,17 @@ Places = dict[Key, str]  # where each key was set: "demo.yaml:12", or the comman
 
 
 class _NumberLoader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e9` is a number, not a word as in YAML 1.1."""
+    """As in YAML 1.2, `1e9` is a number; `yes`, `no`, `on` and `off` are words (`compile: no`; Norwegian)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way)
+        letter: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+        for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _NumberLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),

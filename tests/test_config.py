@@ -53,6 +53,17 @@ def test_numbers_are_numbers(tmp_path: Path) -> None:
     assert recipe.pretrain.optimizer.learning_rate == 0.001
 
 
+def test_yes_and_no_are_words_and_still_switch(tmp_path: Path) -> None:
+    path = write(tmp_path, "pretrain: {compile: no}\ntracking: {enabled: no}\n")
+    recipe = load_recipe(path, ["tracking.register_model=false"])
+    assert (recipe.pretrain.compile, recipe.tracking.enabled, recipe.tracking.register_model) == ("no", False, False)
+
+
+def test_a_workdir_in_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert f"{tmp_path}/file is a file" in refused(write(tmp_path, ""), f"workdir={tmp_path}/file/run")
+
+
 def test_entries_of_a_list_are_reached_by_number(tmp_path: Path) -> None:
     path = write(tmp_path, "corpus:\n  sources:\n    - {name: a, type: text, path: x}\n")
     assert load_recipe(path, ["corpus.sources.0.path=y"]).corpus.sources[0].path == "y"  # type: ignore[union-attr]
@@ -64,6 +75,7 @@ def test_entries_of_a_list_are_reached_by_number(tmp_path: Path) -> None:
     [
         ("corpuss: {}\n", (), "r.yaml:1: unknown key 'corpuss'; did you mean 'corpus'?"),
         ("seed: 1\npretrain:\n  tokenz: 5\n", (), "r.yaml:3: unknown key 'pretrain.tokenz'; did you mean 'tokens'?"),
+        ("pretrain: {deepspeed: zero9}\n", (), "deepspeed: zero9 is no file and not one of"),
         ("seed: many\n", (), "r.yaml:1: seed = 'many'"),
         ("seed: -1\n", (), "r.yaml:1: seed = -1"),
         ("pretrain: {precision: bf61}\n", (), "did you mean 'bf16'?"),

@@ -95,7 +95,9 @@ def read_parquet(source: ParquetSource, item: Item, bad_lines: BadLines) -> Read
                     row += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{item.path}: not a whole parquet file (after row {row}: {reason})") from None
+        raise DataError(
+            f"{item.path}: not a whole parquet file (after row {row}: {reason}); fetch or make it again"
+        ) from None
 
 
 def read_huggingface(source: HuggingFaceSource, bad_lines: BadLines) -> Read:

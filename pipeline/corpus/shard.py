@@ -71,6 +71,11 @@ def run(recipe: Recipe, work: Work, tracker: Tracker) -> Manifest:
         f"shard: kept {kept['documents']:,} of {read['documents']:,} documents "
         f"({counts['train']['bytes']:,} bytes to train on, {counts['validation']['bytes']:,} held out)"
     )
+    for name, one in counts["sources"].items():
+        if one["read"]["documents"] and not one["kept"]["documents"]:
+            rules = ", ".join(f"{rule} {sizes['documents']:,}" for rule, sizes in one["dropped"].items())
+            count = one["read"]["documents"]
+            log.warning(f"source {name}: of {count:,} document{'s' * (count > 1)} none is kept; dropped by {rules}")
     shares = {"kept_documents_share": kept["documents"] / read["documents"]}
     return work.finish([*outputs, summary], counts, shares)
 

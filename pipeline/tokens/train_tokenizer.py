@@ -73,7 +73,10 @@ def run(recipe: Recipe, work: Work, tracker: Tracker) -> Manifest:
     text = recipe.workdir / "text"
     held_out = text_tars(text, "validation")
     if not held_out:
-        raise DataError(f"{text}: no held-out text to check the tokenizer on; raise corpus.validation and shard again")
+        raise DataError(
+            f"{text}: no held-out text to check the tokenizer on; raise corpus.validation and give two "
+            "documents or more (one long text is many with `split: paragraph` in its source)"
+        )
     settings = recipe.tokenizer
     counts: dict[str, Any] = {}
     if settings.path:
@@ -103,6 +106,8 @@ def train(sizes: Mapping[Path, float], settings: TokenizerSettings, folder: Path
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    if not sizes:
+        raise DataError("all text is held out, none is left to train a tokenizer on; lower corpus.validation")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer(settings.pretokenizer)
     tokenizer.decoder = decoders.ByteLevel()

@@ -165,6 +165,15 @@ def test_an_empty_source_beside_others_is_told(
     assert "source tight: no document in it; its first is larger than max_bytes=5" in caplog.text
 
 
+def test_a_source_of_which_nothing_is_kept_is_told(
+    tmp_path: Path, shard: Shard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.progress.log.propagate", True)
+    short = web(write_jsonl(tmp_path / "short.jsonl", ["one", "two"]), name="short")
+    shard([web(write_jsonl(tmp_path / "in.jsonl", TEXTS)), short])
+    assert "source short: of 2 documents none is kept; dropped by min_characters 2" in caplog.text
+
+
 def test_nothing_left_says_which_rules_took_how_many(tmp_path: Path, shard: Shard) -> None:
     source = web(write_jsonl(tmp_path / "in.jsonl", ["short", "", "short too", *TEXTS[:1]]))
     words = (

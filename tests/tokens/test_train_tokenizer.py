@@ -108,6 +108,11 @@ def test_more_words_than_the_text_supports(made: Recipe, tmp_path: Path) -> None
     assert Encoder.open(tmp_path).vocab_size == most
 
 
+def test_everything_held_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none is left to train a tokenizer on; lower corpus\.validation"):
+        train({}, TokenizerSettings(vocab_size=300), tmp_path)
+
+
 def test_nothing_held_out(
     text_stage: Callable[..., Manifest], recipe_in: Callable[..., Recipe], stage: StageRunner, tmp_path: Path
 ) -> None:
