@@ -139,7 +139,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
         raise RecipeError(f"{places[('base',)]}: base must be the name or path of a recipe, not {base!r}")
     beside = path.parent / base
     parent, parent_places = _read(beside if beside.is_file() else find_recipe(base), (*seen, path.resolve()))
-    parent.pop("workdir", None)  # two runs never share a folder by inheritance
+    for own in ("name", "workdir"):  # two runs never share a folder by inheritance
+        parent.pop(own, None)
     _merge(parent, content, (), parent_places, None)
     return parent, {**parent_places, **places}
 
