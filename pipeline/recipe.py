@@ -326,6 +326,7 @@ class ExportSettings(Section):
     """Largest difference of a logit between the trained and the reloaded model, in fp32, relative to their scale."""
 
 
+MADE_FOR = {"docstring_summaries": "sft", "docstring_packages": "classify"}  # what is made from the text tars
 RESERVED_TASKS = ("language_model", "samples", "manifest", "building")  # evaluation/<task>.json must be the task's
 
 
@@ -399,4 +400,21 @@ class Recipe(Section):
                 f"pretrain.seq_len ({self.pretrain.seq_len}) is longer than model.max_seq_len "
                 f"({self.model.max_seq_len}); raise the latter or lower the former"
             )
+        for name, task in self.finetune.items():
+            if task.base is None and task.seq_len > self.model.max_seq_len:
+                raise ValueError(
+                    f"finetune.{name}.seq_len ({task.seq_len}) is longer than model.max_seq_len "
+                    f"({self.model.max_seq_len}), and its base is that model; lower the former"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_have_data(self) -> Recipe:
+        for name, task in self.finetune.items():
+            if task.data == "jsonl" and not task.train_files:
+                raise ValueError(f"finetune.{name}.train_files is not set; give a file or a glob pattern of JSON lines")
+            if task.data != "jsonl" and task.task != MADE_FOR[task.data]:
+                raise ValueError(
+                    f"finetune.{name}: data {task.data} is for task {MADE_FOR[task.data]}, not {task.task}"
+                )
         return self

@@ -39,6 +39,7 @@ def test_later_wins(tmp_path: Path) -> None:
 def test_workdir_follows_the_name_and_is_not_inherited(tmp_path: Path) -> None:
     write(tmp_path, "workdir: /data/base\n", "base.yaml")
     assert load_recipe(write(tmp_path, "base: base.yaml\nname: mine\n")).workdir == Path("runs/mine")
+    assert load_recipe(write(tmp_path, "base: demo\n")).workdir != load_recipe("demo").workdir
 
 
 def test_an_empty_mapping_takes_away_what_the_base_had(tmp_path: Path) -> None:
@@ -133,3 +134,15 @@ def test_any_values_are_taken_or_refused(tmp_path_factory: pytest.TempPathFactor
         load_recipe(path)
     except RecipeError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("{task: sft}", "finetune.a.train_files is not set"),
+        ("{task: sft, data: docstring_packages}", "data docstring_packages is for task classify, not sft"),
+        ("{task: sft, train_files: x.jsonl, seq_len: 4096}", "finetune.a.seq_len (4096) is longer than"),
+    ],
+)
+def test_a_task_that_could_not_be_trained_is_refused_before_any_work(tmp_path: Path, task: str, expected: str) -> None:
+    assert expected in refused(write(tmp_path, f"finetune: {{a: {task}}}\n"))
