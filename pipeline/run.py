@@ -17,7 +17,7 @@ from types import FrameType
 
 from pipeline import manifest as manifests
 from pipeline.cluster.ranks import read_ranks
-from pipeline.config import find_deepspeed_config, save_recipe
+from pipeline.config import save_recipe
 from pipeline.errors import DataError, EnvironmentFault, PipelineError, Stopped, UserError
 from pipeline.files import write_text
 from pipeline.locks import hold
@@ -78,14 +78,12 @@ def run_all(recipe: Recipe) -> dict[str, Manifest]:
 def check_ahead(recipe: Recipe) -> None:
     """Look for what later stages will need, before hours are spent on the first.
 
-    Raises: UserError naming a file, folder or DeepSpeed configuration that is not there.
+    Raises: UserError naming a file or folder that is not there.
     """
     for stage in stages(recipe).values():
         task = recipe.finetune.get(stage.name.partition(".")[2])
         if not (task and task.base and Path(task.base).absolute().is_relative_to(recipe.workdir.absolute())):
             stage.sources(recipe)  # a base in the workdir may be what an earlier task will make
-        if stage.trains:
-            find_deepspeed_config(training_settings(recipe, stage.name).deepspeed)
 
 
 def finish(recipe: Recipe) -> None:
@@ -124,8 +122,8 @@ def _make(recipe: Recipe, stage: Stage, told: bool = False) -> Manifest:
         _prepare(recipe, found)
     from pipeline.tracking import open_tracker
 
-    run = load_stage(stage)
     with _stop_on_signal(stage), open_tracker(recipe, found.work) as tracker:
+        run = load_stage(stage)
         made = run(recipe, found.work, tracker)
     log.info("%-20s done in %s: %s", stage.name, duration(made.seconds), _size(made))
     return made
@@ -159,7 +157,8 @@ def _start_ranks(recipe: Recipe, stage: Stage) -> Manifest:
         return manifests.load(found.work.folder)
     if ended == Stopped.status:
         raise Stopped(f"{stage.name}: stopped early; the same command continues")
-    raise SystemExit(ended if 0 < ended < 128 else PipelineError.status)  # the rank has said why
+    told = 0 < ended < 128 or ended == 128 + signal.SIGINT
+    raise SystemExit(ended if told else PipelineError.status)  # the rank has said why
 
 
 def _wait_for_rank_0(recipe: Recipe, name: str) -> Status:
@@ -187,19 +186,21 @@ def training_settings(recipe: Recipe, name: str) -> PretrainSettings | FinetuneT
 
 @contextlib.contextmanager
 def _stop_on_signal(stage: Stage) -> Iterator[None]:
-    """SIGTERM ends a stage in order, with status 75. Stages that train have their own way: they save first."""
+    """SIGTERM (and for stages that train SIGUSR1, Slurm's warning) ends a stage in order, with status 75.
+
+    While steps are made, `train.signals` takes their place: a checkpoint is saved first.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(f"{stage.name}: stopped by {signal.Signals(number).name}; the same command continues")
 
-    if stage.trains:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    asking = (signal.SIGTERM, signal.SIGUSR1) if stage.trains else (signal.SIGTERM,)
+    before = {number: signal.signal(number, stop) for number in asking}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,11 +17,11 @@ from pipeline import manifest as manifests
 from pipeline import run as driver
 from pipeline.closing import quality_lines
 from pipeline.config import load_recipe
-from pipeline.errors import EnvironmentFault, UserError
+from pipeline.errors import EnvironmentFault, Stopped, UserError
 from pipeline.files import write_json
 from pipeline.locks import hold
 from pipeline.recipe import Recipe
-from pipeline.stages import prepare, status
+from pipeline.stages import prepare, stages, status
 
 
 @pytest.fixture
@@ -104,7 +106,6 @@ def test_ranks_read_the_recipe_that_the_run_began_with(
         (["tokenizer.path=nowhere"], "nowhere: no such folder"),
         (["finetune.a={task: sft, train_files: no.jsonl}"], "no.jsonl: no such file"),
         (["finetune.a={task: classify, data: docstring_packages, base: nowhere}"], "nowhere: no such folder"),
-        (["pretrain.deepspeed=zer1"], "did you mean 'zero1'"),
     ],
 )
 def test_what_later_stages_lack_is_named_before_the_first(recipe: Recipe, words: list[str], problem: str) -> None:
@@ -151,6 +152,15 @@ def test_sigterm_ends_a_stage_in_order(tmp_path: Path, pipeline: Pipeline) -> No
     assert process.wait(timeout=60) == 75
     assert "shard: stopped by SIGTERM; the same command continues" in process.stderr.read()
     assert (tmp_path / "text" / manifests.BUILDING).is_file()
+
+
+@pytest.mark.parametrize(("name", "number"), [("shard", "SIGTERM"), ("pretrain", "SIGTERM"), ("pretrain", "SIGUSR1")])
+def test_a_stage_is_stopped_in_order_also_before_and_after_its_steps(recipe: Recipe, name: str, number: str) -> None:
+    before = signal.getsignal(getattr(signal, number))
+    with pytest.raises(Stopped, match=f"{name}: stopped by {number}"), driver._stop_on_signal(stages(recipe)[name]):
+        os.kill(os.getpid(), getattr(signal, number))
+        time.sleep(5)
+    assert signal.getsignal(getattr(signal, number)) == before
 
 
 @pytest.mark.parametrize(

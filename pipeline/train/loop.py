@@ -312,7 +312,10 @@ class _Run:
                 f"{self.ranks.world_size} with ZeRO-{self.zero_stage}; continue with ranks={saved.world_size}"
             )
         if saved.dtype != str(self.dtype):
-            raise RecipeError(f"{path}: computed in {saved.dtype}, here {self.dtype}; set precision as it was")
+            raise RecipeError(
+                f"{path}: computed in {saved.dtype}, but here precision={self.settings.precision} gives {self.dtype}; "
+                f"continue on a machine like the one before, or move {self.folder} away to begin anew"
+            )
         checkpoints.load(self.engine, path, self.ranks)
         self.history.cut(saved.step)
         self.tracker.rewind(saved.step)

@@ -2,7 +2,7 @@
 
 Output: `checkpoints/final/weights.safetensors` (fp32, our model's parameter names, a tied weight once),
 `checkpoints/final/final.json` (what was trained and how well), `checkpoints/final/losses.json` (mean loss of each
-step in nats, held-out numbers by step). Beside them the last checkpoint is kept, so that a larger budget may go on.
+step in nats, held-out numbers by step). Beside them stays the last checkpoint, with the optimizer's state.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """While open, the first such signal sets `asked`; a second one has its usual effect and leaves at once."""
+    """While open, the first such signal sets `asked`; a second one has the system's effect and leaves at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -25,13 +25,11 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for asking in ASKING:  # not a handler of Python's, which would wait for a collective that never ends
+            signal.signal(asking, signal.default_int_handler if asking == signal.SIGINT else signal.SIG_DFL)
