@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pipeline.errors import EnvironmentFault
 from pipeline.progress import log
 
 SAMPLE_SECONDS = 10.0
@@ -53,7 +54,11 @@ class Sampler(threading.Thread):
                 except (OSError, subprocess.SubprocessError, ValueError) as error:
                     log.debug("system metrics: nvidia-smi gives nothing, no more is asked of it: %s", error)
                     gpus = None
-            self.record({f"system/{name}": round(value, 3) for name, value in found.items()})
+            try:
+                self.record({f"system/{name}": round(value, 3) for name, value in found.items()})
+            except EnvironmentFault as fault:  # a full disk: the stage itself meets it, and tells
+                log.debug("system metrics: %s", fault)
+                return
 
     def stop(self) -> None:
         """End the thread; a sample that is being taken is awaited."""

@@ -191,7 +191,7 @@ class MlflowStore:
         self.place, self.logs = without_secrets(uri), recipe.workdir / "logs"
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.experiment = self._experiment(recipe.tracking.experiment or recipe.name, uri)
-        self.names = {"mlflow.user": getpass.getuser(), "headwater.recipe": recipe.name}
+        self.names = {"mlflow.user": _user(), "headwater.recipe": recipe.name}
 
     def _experiment(self, name: str, uri: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -368,6 +368,14 @@ class MlflowStore:
             for name, text in texts.items():
                 (Path(folder) / name).write_text(text, encoding="utf-8")
             self.client.log_model_artifacts(model_id, folder)
+
+
+def _user() -> str:
+    """Who runs this; in a container the user may be a number without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return str(os.getuid())
 
 
 def _name(name: str) -> str:

@@ -10,7 +10,7 @@ from pipeline.config import find_deepspeed_config, load_recipe, shipped_recipes
 from pipeline.dry_run import dry_run_lines, vocabulary
 from pipeline.model.build import parameter_count
 
-PARAMETERS = {"demo": (3e6, 9e6), "125m": (1.0e8, 1.35e8), "1b": (1.0e9, 1.5e9), "7b": (6.5e9, 8e9)}
+PARAMETERS = {"demo": (1.5e6, 4e6), "125m": (1.0e8, 1.35e8), "1b": (1.0e9, 1.5e9), "7b": (6.5e9, 8e9)}
 
 
 def test_the_promised_recipes_are_there() -> None:

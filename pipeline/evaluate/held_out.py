@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline import manifest as manifests
 from pipeline.corpus.text_tars import read_text_tar, text_tars
 from pipeline.errors import DataError
+from pipeline.tokens.text_sizes import by_source
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,7 @@ def held_out_text(text_folder: Path, max_bytes: int | None) -> list[HeldOutText]
     None for everything.
     Raises: DataError when nothing was held out.
     """
-    sources: dict[str, list[Path]] = {}
-    for tar in text_tars(text_folder, "validation"):
-        sources.setdefault(tar.name.split("-")[0], []).append(tar)  # a source's name holds no hyphen
+    sources = by_source(text_tars(text_folder, "validation"))
     counts = manifests.load(text_folder).counts["sources"]
     sizes = {source: int(counts[source]["validation"]["bytes"]) for source in sources}
     total = sum(sizes.values())

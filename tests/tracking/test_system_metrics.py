@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import EnvironmentFault
 from pipeline.system_metrics import Sampler, gpu_load
 
 
@@ -26,6 +27,17 @@ def sample(folder: Path, number: int) -> list[Mapping[str, float]]:
     sampler.stop()
     assert not sampler.is_alive()
     return found
+
+
+def test_a_full_disk_ends_the_sampling_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def record(metrics: Mapping[str, float]) -> None:
+        raise EnvironmentFault("the disk is full")
+
+    sampler = Sampler(tmp_path, record, seconds=0.01)
+    sampler.start()
+    sampler.join(60)
+    assert not sampler.is_alive()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def program(folder: Path, text: str) -> Path:

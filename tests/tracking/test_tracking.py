@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from pipeline.errors import DataError, Stopped
 from pipeline.manifest import Work
 from pipeline.recipe import Recipe
 from pipeline.spool import Spool, spools
-from pipeline.tracking import open_tracker, publish, tracking_uri
+from pipeline.tracking import _user, open_tracker, publish, tracking_uri
 
 
 def client_of(recipe: Recipe) -> Any:
@@ -218,3 +219,10 @@ def test_a_server_that_is_away_is_told_once_without_secrets_and_gets_all_later(
 def test_the_package_is_imported_without_mlflow() -> None:
     program = "import sys, pipeline.tracking, pipeline.run; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 3_999_999_999)
+    assert _user() == "3999999999"
