@@ -120,6 +120,8 @@ def _weights(recipe: Recipe) -> dict[str, float]:
 def _source_fingerprints(recipe: Recipe) -> dict[str, str]:
     from pipeline.corpus.sources import source_fingerprint
 
+    if not recipe.corpus.sources:  # told before what another recipe made is set aside
+        raise DataError("corpus.sources is empty; name at least one source of text in the recipe")
     return {f"source:{source.name}": source_fingerprint(source) for source in recipe.corpus.sources}
 
 
@@ -187,10 +189,16 @@ def status(recipe: Recipe, name: str) -> Status:
             )
         return Status("changed", _differences(made.settings, made.inputs, settings, inputs), stage, work)
     if (folder / BUILDING).is_file():
-        building = json.loads((folder / BUILDING).read_text(encoding="utf-8"))
-        if building["key"] == key:
-            return Status("continue", "half-done work with equal inputs is here", stage, work)
-        return Status("changed", _differences(building["settings"], building["inputs"], settings, inputs), stage, work)
+        try:
+            building = json.loads((folder / BUILDING).read_text(encoding="utf-8"))
+            if building["key"] == key:
+                return Status("continue", "half-done work with equal inputs is here", stage, work)
+            why = _differences(building["settings"], building["inputs"], settings, inputs)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{folder / BUILDING}: damaged ({error}); delete {folder} and run stage {stage.name} again"
+            ) from None
+        return Status("changed", why, stage, work)
     return Status("new", "not made yet", stage, work)
 
 

@@ -100,6 +100,21 @@ def test_ranks_read_the_recipe_that_the_run_began_with(
     assert driver.run_stage(recipe, "pretrain").stage == "pretrain"
 
 
+@pytest.mark.parametrize(("ended", "told"), [(2, 2), (130, 130), (137, 1)])
+def test_ctrl_c_in_ranks_is_told_as_ctrl_c(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, ended: int, told: int
+) -> None:
+    for name in ("shard", "tokenizer", "tokenize"):
+        found = status(recipe, name)
+        prepare(recipe, found)
+        found.work.finish([])
+    monkeypatch.setattr("pipeline.cluster.launch.launch_local", lambda arguments, ranks: ended)
+    monkeypatch.setattr(driver, "read_ranks", lambda: None)
+    with pytest.raises(SystemExit) as left:
+        driver.run_stage(recipe, "pretrain")
+    assert left.value.code == told
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

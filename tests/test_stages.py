@@ -70,6 +70,21 @@ def test_a_changed_source_is_named(recipe_file: Path) -> None:
     assert status(recipe, "shard").why == "source:a changed"
 
 
+def test_without_sources_nothing_is_set_aside(recipe_file: Path) -> None:
+    finish(load(recipe_file), "shard")
+    with pytest.raises(DataError, match=r"corpus\.sources is empty"):
+        status(load(recipe_file, "corpus.sources=[]"), "shard")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "\x00"])
+def test_a_damaged_note_of_half_done_work_is_named(recipe_file: Path, content: str) -> None:
+    found = status(load(recipe_file), "shard")
+    found.work.folder.mkdir(parents=True)
+    (found.work.folder / BUILDING).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{BUILDING}: damaged .* delete .*/text and run stage shard again"):
+        status(load(recipe_file), "shard")
+
+
 def test_half_done_work_of_another_recipe_is_set_aside(recipe_file: Path) -> None:
     prepare(load(recipe_file), status(load(recipe_file), "shard"))
     changed = load(recipe_file, "corpus.normalize=NFKC")

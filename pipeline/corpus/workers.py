@@ -5,6 +5,7 @@ Workers are spawned, not forked: the parent has threads (MLflow's, the bar's), a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import multiprocessing
@@ -76,7 +77,8 @@ class Workers:
         try:
             while True:
                 for task in itertools.islice(waiting, self._window - len(running)):
-                    running.append(self._pool.submit(_work, work, task))
+                    with _interrupts_held():
+                        running.append(self._pool.submit(_work, work, task))
                 if not running:
                     return
                 while wait([running[0]], timeout=_SECONDS).not_done:
@@ -98,6 +100,16 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits a moment: a worker that is started here inherits that, until `_start_worker` can ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _show(bar: Progress, shared: Shared, shown: int) -> int:
     now = int(shared.done.value)
     bar.advance(now - shown)
@@ -113,6 +125,7 @@ def _start_worker(shared: Shared) -> None:
     global _shared  # noqa: PLW0603 - a pool hands its initialiser's arguments over in no other way
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if sys.platform == "linux":  # a parent that is killed cannot end its workers, who would write beside its successor
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != shared.parent:
