@@ -2,7 +2,8 @@
 
 Output: `checkpoints/final/weights.safetensors` (fp32, our model's parameter names, a tied weight once),
 `checkpoints/final/final.json` (what was trained and how well), `checkpoints/final/losses.json` (mean loss of each
-step in nats, held-out numbers by step). Beside them stays the last checkpoint, with the optimizer's state.
+step in nats). Held-out numbers by step depend on `validation_interval` and stand in `checkpoints/losses.jsonl`. Beside
+them stays the last checkpoint, with the optimizer's state.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ class PretrainTask:
 
 
 def write_final(recipe: Recipe, folder: Path, task: PretrainTask, result: TrainResult) -> list[Path]:
-    """Write final/ from the last checkpoint. Nothing in it depends on time or speed: a resumed run makes the same."""
+    """Write final/ from the last checkpoint. Nothing in it depends on time, speed or settings without effect: a resumed
+    run makes the same."""
     final = folder / FINAL
     weights = {
         name: tensor.contiguous() for name, tensor in unique(checkpoints.consolidated_weights(result.checkpoint))
@@ -154,10 +156,7 @@ def write_final(recipe: Recipe, folder: Path, task: PretrainTask, result: TrainR
         sync_file(temporary)
         temporary.replace(path)
         sync_directory(final)
-    write_json(
-        final / "losses.json",
-        {"losses": result.losses, "validations": {str(step): found for step, found in result.validations.items()}},
-    )
+    write_json(final / "losses.json", {"losses": result.losses})
     write_json(
         final / "final.json",
         {

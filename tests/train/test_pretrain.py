@@ -85,6 +85,7 @@ def test_writes_the_trained_weights(tmp_path: Path, model: dict[str, object]) ->
     assert (described["vocab_size"], described["step"], described["tokens"]) == (VOCABULARY, 8, 1024)
     losses = json.loads((final / "losses.json").read_text(encoding="utf-8"))
     assert len(losses["losses"]) == 8
+    assert set(losses) == {"losses"}  # how often it was validated must not show in what is fingerprinted
     assert losses["losses"][-1] < losses["losses"][0]
     assert {output.path.split("/")[0] for output in made.outputs} == {"final"}
     assert made.counts["parameters"] == parameter_count(recipe.model, VOCABULARY)
