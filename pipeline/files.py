@@ -54,7 +54,12 @@ def _error_number(error: Exception) -> int:
 
 def sync_directory(directory: Path) -> None:
     """Make renames inside `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    sync_file(directory)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file that another library wrote survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline import manifest
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import TEMPORARY, disk_errors, sync_directory, write_json
+from pipeline.files import TEMPORARY, disk_errors, sync_directory, sync_file, write_json
 from pipeline.manifest import Manifest, Work
 from pipeline.model.build import build_model
 from pipeline.model.directory import load_model, load_tokenizer
@@ -156,8 +156,7 @@ def _move_into_place(temporary: Path, folder: Path) -> list[Path]:
     moved = []
     with disk_errors(folder):
         for path in sorted(temporary.iterdir()):
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
+            sync_file(path)
             os.replace(path, folder / path.name)
             moved.append(folder / path.name)
         temporary.rmdir()

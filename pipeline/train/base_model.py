@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import TEMPORARY, disk_errors, sync_directory
+from pipeline.files import TEMPORARY, disk_errors, sync_directory, sync_file
 from pipeline.model.directory import check_model_directory, load_model, load_tokenizer
 from pipeline.recipe import FinetuneTask
-from pipeline.train.checkpoints import sync_file
 
 AUTO = {"sft": "AutoModelForCausalLM", "classify": "AutoModelForSequenceClassification"}
 

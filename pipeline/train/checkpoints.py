@@ -7,7 +7,6 @@ step, world size, ZeRO stage, fingerprint, and every file's size and SHA-256.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from pipeline.cluster.ranks import Ranks
 from pipeline.errors import DataError
-from pipeline.files import TEMPORARY, disk_errors, sha256_file, sync_directory, write_json
+from pipeline.files import TEMPORARY, disk_errors, sha256_file, sync_directory, sync_file, write_json
 from pipeline.progress import log
 from pipeline.train import engine as deepspeed_engine
 from pipeline.train.collective import gather, wait_for_all
@@ -80,15 +79,6 @@ def save(engine: Any, folder: Path, ranks: Ranks, about: Checkpoint) -> Path:
             sync_directory(folder)
         wait_for_all()
     return final
-
-
-def sync_file(path: Path) -> None:
-    """Make a file that another library wrote survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def describe(path: Path) -> Checkpoint:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.cluster.ranks import ALONE, Ranks, read_ranks
-from pipeline.files import TEMPORARY, disk_errors, fingerprint, sync_directory, write_json
+from pipeline.files import TEMPORARY, disk_errors, fingerprint, sync_directory, sync_file, write_json
 from pipeline.manifest import Manifest, Work
 from pipeline.model.build import build_model, flops_per_token, parameter_count
 from pipeline.progress import log
@@ -27,7 +27,6 @@ from pipeline.tokens.stream import Stream
 from pipeline.tokens.validation import ValidationWindows
 from pipeline.tracking import Tracker
 from pipeline.train import checkpoints
-from pipeline.train.checkpoints import sync_file
 from pipeline.train.collective import manifest_of_rank_0
 from pipeline.train.loop import Batch, ReduceSum, TrainResult, train
 
