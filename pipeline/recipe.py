@@ -72,7 +72,7 @@ class PythonSource(SourceBase):
 
 
 class FileSource(SourceBase):
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """A file, a folder (searched in depth) or a glob pattern; relative to the folder the command is given in."""
 
 
@@ -106,7 +106,7 @@ class HuggingFaceSource(SourceBase):
     """Any `datasets` data set, streamed: a hub name, or a local folder or builder with `data_files`."""
 
     type: Literal["huggingface"]
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """Hub name (`user/set`), local folder, or builder (`json`, `csv`, `parquet`, `text`)."""
     config: str | None = None
     split: str = "train"

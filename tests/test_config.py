@@ -77,6 +77,7 @@ def test_entries_of_a_list_are_reached_by_number(tmp_path: Path) -> None:
         ("corpuss: {}\n", (), "r.yaml:1: unknown key 'corpuss'; did you mean 'corpus'?"),
         ("seed: 1\npretrain:\n  tokenz: 5\n", (), "r.yaml:3: unknown key 'pretrain.tokenz'; did you mean 'tokens'?"),
         ("pretrain: {deepspeed: zero9}\n", (), "deepspeed: zero9 is no file and not one of"),
+        ("corpus:\n  sources:\n    - {name: a, type: text, path: ''}\n", (), "r.yaml:3: corpus.sources.0.path = ''"),
         ("seed: many\n", (), "r.yaml:1: seed = 'many'"),
         ("seed: -1\n", (), "r.yaml:1: seed = -1"),
         ("pretrain: {precision: bf61}\n", (), "did you mean 'bf16'?"),
