@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,9 @@ def prepare(recipe: Recipe, found: Status) -> list[str]:
     """
     work = found.work
     told: list[str] = []
-    if found.state == "changed":
+    if found.state == "changed" and not _holds_work(work.folder):
+        shutil.rmtree(work.folder)  # an attempt that ended before it made anything
+    elif found.state == "changed":
         old = _kept_name(recipe.workdir / "previous", work.stage)
         old.parent.mkdir(parents=True, exist_ok=True)
         work.folder.rename(old)
@@ -231,6 +234,10 @@ def _stage(recipe: Recipe, name: str) -> Stage:
     if name not in found:
         raise RecipeError(f"{name}: not a stage of recipe {recipe.name}; its stages are {', '.join(found)}")
     return found[name]
+
+
+def _holds_work(folder: Path) -> bool:
+    return any(path.is_file() and path.name != BUILDING for path in folder.rglob("*"))
 
 
 def _kept_name(folder: Path, stage: str) -> Path:

@@ -20,7 +20,6 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "Missing command"),
         (("rum",), "No such command 'rum'"),
         (("run",), "Missing argument 'RECIPE'"),
         (("run", "demp"), "did you mean 'demo'?"),
@@ -57,6 +56,12 @@ def test_help_shows_every_command_with_examples(pipeline: Pipeline) -> None:
     assert shown.returncode == 0
     for word in ("run", "shard", "pretrain", "generate", "recipes", "Examples:", "Exit status:"):
         assert word in shown.stdout
+
+
+def test_the_bare_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = call(capsys)
+    assert (status, err) == (2, "")
+    assert "Examples:" in out
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,15 @@ def test_a_changed_setting_is_named_and_what_was_made_is_kept(recipe_file: Path)
     assert (changed.workdir / "previous" / "shard-2").is_dir()
 
 
+def test_an_attempt_that_made_nothing_is_not_kept(recipe_file: Path) -> None:
+    prepare(load(recipe_file), status(load(recipe_file), "shard"))
+    (load(recipe_file).workdir / "text" / "parts").mkdir()
+    changed = load(recipe_file, "corpus.rules.min_words=3")
+    assert prepare(changed, status(changed, "shard")) == []
+    assert status(changed, "shard").state == "continue"
+    assert not (changed.workdir / "previous").exists()
+
+
 def test_a_changed_source_is_named(recipe_file: Path) -> None:
     recipe = load(recipe_file)
     finish(recipe, "shard")
