@@ -276,8 +276,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _status(arguments: Sequence[str] | None) -> int:
+    typed = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        command.main(list(arguments) if arguments is not None else None, "pipeline", standalone_mode=False)
+        command.main(typed or ["--help"], "pipeline", standalone_mode=False)
+        if not typed:  # the help was asked for by mistake, if at all
+            return UserError.status
     except click.UsageError as error:
         context = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
         return _say(f"error: {_one_line(error.format_message()).rstrip('.')}{context}", UserError.status)
