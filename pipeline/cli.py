@@ -279,8 +279,6 @@ def _status(arguments: Sequence[str] | None) -> int:
     typed = sys.argv[1:] if arguments is None else list(arguments)
     try:
         command.main(typed or ["--help"], "pipeline", standalone_mode=False)
-        if not typed:  # the help was asked for by mistake, if at all
-            return UserError.status
     except click.UsageError as error:
         context = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
         return _say(f"error: {_one_line(error.format_message()).rstrip('.')}{context}", UserError.status)
@@ -293,7 +291,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         sys.stdout = None  # `pipeline recipes | head`: nobody reads any more
         return PipelineError.status
-    return 0
+    return 0 if typed else UserError.status  # the bare command shows its help, but did nothing
 
 
 def _one_line(text: str) -> str:
