@@ -216,7 +216,10 @@ def prepare(recipe: Recipe, found: Status) -> list[str]:
         old = _kept_name(recipe.workdir / "previous", work.stage)
         old.parent.mkdir(parents=True, exist_ok=True)
         work.folder.rename(old)
-        told.append(f"{work.stage}: {found.why}; what was made before is kept in {old}")
+        told.append(
+            f"{work.stage}: {found.why}; what was made before is kept in {old} "
+            f"(to go back to it: the earlier settings, and `mv` it to {work.folder})"
+        )
     work.folder.mkdir(parents=True, exist_ok=True)
     if found.state != "continue":
         write_json(work.folder / BUILDING, {"key": work.key, "settings": work.settings, "inputs": work.inputs})

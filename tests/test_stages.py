@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ def test_a_changed_setting_is_named_and_what_was_made_is_kept(recipe_file: Path)
     finish(changed, "shard")
     prepare(load(recipe_file), status(load(recipe_file), "shard"))
     assert (changed.workdir / "previous" / "shard-2").is_dir()
+    shutil.rmtree(changed.workdir / "text")
+    (changed.workdir / "previous" / "shard-1").rename(changed.workdir / "text")  # as the line says
+    assert status(load(recipe_file), "shard").state == "done"
 
 
 def test_an_attempt_that_made_nothing_is_not_kept(recipe_file: Path) -> None:
