@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cluster.ranks import Ranks
+from pipeline.cluster.ranks import Ranks, cores
 from pipeline.errors import EnvironmentFault
 
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # rows and columns of the measured product
@@ -42,11 +42,6 @@ class Device:
 def gpu_count() -> int:
     """NVIDIA GPUs that this process may use; CUDA_VISIBLE_DEVICES="" gives 0."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_ranks() -> int:

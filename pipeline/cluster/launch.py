@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any
 
-from pipeline.cluster.ranks import LAUNCHER
+from pipeline.cluster.ranks import LAUNCHER, cores
 from pipeline.errors import PipelineError, Stopped
 from pipeline.progress import log
 
@@ -59,7 +59,6 @@ def launch_command(command: list[str], ranks: int) -> int:
 def environments(ranks: int) -> list[dict[str, str]]:
     """The environment of each rank: as torchrun sets it, and this rank's share of the cores."""
     port = free_port()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [
         {
             **os.environ,
@@ -71,7 +70,7 @@ def environments(ranks: int) -> list[dict[str, str]]:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             # Read when the process starts: more threads than cores make every product several times slower.
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // ranks)),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // ranks)),
         }
         for rank in range(ranks)
     ]

@@ -17,6 +17,11 @@ LAUNCHER = "HEADWATER_LAUNCHER"  # set by our own launch: "local"
 FIRST_PORT, PORTS = 20_000, 10_000  # a Slurm job's port follows from its id, below the ephemeral ports of Linux
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's place. rank: 0 … world_size-1; local_rank: 0 … local_world_size-1 on this host.

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cluster.ranks import cores
 from pipeline.corpus.deduplicate import HeldOut, IndexedPart, find_duplicates
 from pipeline.corpus.parts import Counts, ReadSummary, ReadTask, WriteTask, part_file, read_part, write_part
 from pipeline.corpus.sources import Split, plan_splits
-from pipeline.corpus.workers import Workers, cores
+from pipeline.corpus.workers import Workers
 from pipeline.errors import DataError
 from pipeline.files import TEMPORARY, disk_errors, write_json
 from pipeline.manifest import Manifest, Work

@@ -31,11 +31,6 @@ _SECONDS = 0.5  # between two looks at the workers' progress
 _PR_SET_PDEATHSIG = 1
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class Shared:
     """What the workers share with their parent: bytes of input done by all, a sign to stop, the parent's process id."""

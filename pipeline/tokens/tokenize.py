@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import manifest as manifests
+from pipeline.cluster.ranks import cores
 from pipeline.corpus.document import utf8_bytes
 from pipeline.corpus.text_tars import Part, read_text_tar
-from pipeline.corpus.workers import Workers, cores
+from pipeline.corpus.workers import Workers
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.manifest import Manifest, Work

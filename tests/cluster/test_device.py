@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cluster.device import compiler, cores, find_device, gpu_count, matmul_peak, threads_of
-from pipeline.cluster.ranks import ALONE, Ranks
+from pipeline.cluster.device import compiler, find_device, gpu_count, matmul_peak, threads_of
+from pipeline.cluster.ranks import ALONE, Ranks, cores
 from pipeline.errors import EnvironmentFault
 
 
