@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -14,9 +15,12 @@ import click
 
 from pipeline import __version__
 from pipeline.config import SHIPPED, load_recipe, shipped_recipes
-from pipeline.errors import DataError, EnvironmentFault, PipelineError, RecipeError, Stopped, UserError
+from pipeline.errors import EnvironmentFault, PipelineError, RecipeError, Stopped, UserError
+from pipeline.generate import generate
+from pipeline.printable import one_line
 from pipeline.progress import log, start_logging
 from pipeline.recipe import Recipe
+from pipeline.typed import load_typed
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
@@ -34,7 +38,7 @@ Examples:
 \b
 RECIPE is a name that `pipeline recipes` lists, or the path of a YAML file. `key=value` words follow it.
 Exit status: 0 done; 2 bad input (one line says what); 75 stopped early, the same command continues;
-130 Ctrl-C, the same command continues; anything else is a fault.
+130 Ctrl-C, the same command continues; 4 a bad node (preflight); anything else is a fault.
 """
 
 
@@ -61,6 +65,7 @@ class _Commands(click.Group):
     epilog=EXAMPLES,
 )
 @click.version_option(__version__, prog_name="pipeline")
+@click.option("--local_rank", hidden=True, expose_value=False)  # the deepspeed launcher adds it; LOCAL_RANK says it too
 def command() -> None:
     """Raw corpora in; a pretrained, fine-tuned and evaluated language model out."""
 
@@ -75,23 +80,12 @@ def _dry_run(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--dry-run", is_flag=True, help="Show what would be done and why; do nothing.")(function)
 
 
-def _load(typed: str, words: Sequence[str]) -> Recipe:
-    if "=" in typed:
-        raise RecipeError(
-            f"'{typed}' stands where the recipe should; the recipe comes first: pipeline run demo {typed}"
-        )
-    for word in words:
-        if word.startswith("-"):
-            raise RecipeError(f"'{word}': settings are written key=value, with no dashes")
-    return load_recipe(typed, words)
-
-
 @command.command()
 @_recipe_words
 @_dry_run
 def run(typed: str, words: tuple[str, ...], dry_run: bool) -> None:
     """All stages in order; what is done already is skipped."""
-    recipe = _load(typed, words)
+    recipe = load_typed(typed, words)
     if dry_run:
         _show_dry_run(recipe, ())
         return
@@ -114,10 +108,99 @@ def _stage_command(name: str, doc: str) -> None:
         _run_stages(typed, words, lambda recipe: (name,), dry_run)
 
 
+def _task(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--task",
+        metavar="I/N",
+        help="Do share I (from 0) of N beside other tasks, on this machine or others; `array`: what Slurm's job array "
+        "says. The command without it completes the stage.",
+    )(function)
+
+
+@command.command()
+@_recipe_words
+@_task
+@click.option("--decide", is_flag=True, help="Only settle copies and held-out text: after each --task but the last.")
+@click.option(
+    "--show-drops",
+    "drops",
+    is_flag=False,
+    flag_value="",
+    metavar="[RULE]",
+    help="Print twenty documents that a rule dropped; without RULE, all rules with their counts.",
+)
+@_dry_run
+def shard(
+    typed: str, words: tuple[str, ...], *, task: str | None, decide: bool, drops: str | None, dry_run: bool
+) -> None:
+    """Corpora to text tars: clean, deduplicate, hold some out.
+
+    As a job array: --task (reads), then --decide, then --task again (writes), then the plain command. With
+    near-duplicates, and with duplicate lines or paragraphs, each: once more --task (compares) and --decide before it
+    writes.
+    """
+    if drops is not None:
+        _show_drops(typed, words, drops)
+    elif dry_run or not (task or decide):
+        _run_stages(typed, words, lambda recipe: ("shard",), dry_run)
+    elif task:
+        _run_task(typed, words, "shard", task)
+    else:
+        from pipeline.tasks import run_decision
+
+        run_decision(load_typed(typed, words), "shard")
+
+
+def _show_drops(typed: str, words: Sequence[str], rule: str) -> None:
+    """rule: "" for the table; a setting where --show-drops stands before one."""
+    if "=" in rule:
+        words, rule = [rule, *words], ""
+    recipe = load_typed(typed, words)
+    from pipeline.corpus.drops import drop_lines
+
+    for line in drop_lines(recipe.workdir / "text", rule or None, recipe.seed):
+        click.echo(line)
+
+
+_stage_command("tokenizer", "Text tars to a tokenizer: byte-level BPE.")
+
+
+@command.command()
+@click.argument("typed", metavar="RECIPE", required=False)
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@_task
+@click.option("--inspect", type=click.Path(path_type=Path), metavar="TAR", help="Show what a token tar holds.")
+@_dry_run
+def tokenize(
+    typed: str | None, words: tuple[str, ...], *, task: str | None, inspect: Path | None, dry_run: bool
+) -> None:
+    """Text tars to token tars.
+
+    As a job array: --task, then the plain command. With --inspect no recipe is needed; where one is given, its
+    tokenizer decodes.
+    """
+    if inspect is not None:
+        from pipeline.tokens.inspection import inspect_tar
+
+        for line in inspect_tar(inspect, load_typed(typed, words).workdir / "tokenizer" if typed else None):
+            click.echo(line)
+        return
+    if typed is None:
+        raise click.UsageError("Missing argument 'RECIPE'.", click.get_current_context())
+    if task and not dry_run:
+        _run_task(typed, words, "tokenize", task)
+    else:
+        _run_stages(typed, words, lambda recipe: ("tokenize",), dry_run)
+
+
+def _run_task(typed: str, words: tuple[str, ...], name: str, task: str) -> None:
+    from pipeline.cluster.job_array import read_share
+    from pipeline.tasks import run_task
+
+    run_task(load_typed(typed, words), name, read_share(task))
+
+
 for _name, _doc in {
-    "shard": "Corpora to text tars: clean, deduplicate, hold some out.",
-    "tokenizer": "Text tars to a tokenizer: byte-level BPE.",
-    "tokenize": "Text tars to token tars.",
     "pretrain": "Token tars to checkpoints. Without a launcher it starts its own ranks; under srun, torchrun or "
     "deepspeed each task is a rank.",
     "export": "The trained model to a Hugging Face directory, logits compared.",
@@ -127,30 +210,96 @@ for _name, _doc in {
 
 @command.command()
 @_recipe_words
-@click.option("--task", help="Only this fine-tuning task of the recipe; all of them otherwise.")
-@click.option("--list-tasks", is_flag=True, help="Print the recipe's tasks, one a line, for scripts.")
+@click.option(
+    "--task",
+    metavar="NAME|I/N",
+    help="Only this fine-tuning task of the recipe; or share I (from 0) of N of all trainings (`array`: what Slurm's "
+    "job array says): the last to end chooses the best of a grid.",
+)
+@click.option("--list-tasks", is_flag=True, help="Print the recipe's tasks, or a share's, one a line, for scripts.")
 @_dry_run
 def finetune(typed: str, words: tuple[str, ...], task: str | None, list_tasks: bool, dry_run: bool) -> None:
     """The model directory to fine-tuned ones, one a task."""
+    from pipeline.cluster.job_array import is_share, read_share
+
     if list_tasks:
-        click.echo("".join(f"{name}\n" for name in _load(typed, words).finetune), nl=False)
+        recipe = load_typed(typed, words)
+        for name in _trainings(recipe, task) if recipe.finetune else ():
+            click.echo(name.removeprefix("finetune."))
+    elif task and is_share(task) and not dry_run:
+        from pipeline.tasks import run_trainings
+
+        run_trainings(load_typed(typed, words), read_share(task))
+    else:
+        _run_stages(typed, words, lambda recipe: _trainings(recipe, task), dry_run)
+
+
+def _trainings(recipe: Recipe, task: str | None) -> tuple[str, ...]:
+    """The stages of all tasks, of one or of a share, the combinations of a grid before it. Under a launcher, which
+    trains one model at a time, a name means that stage alone."""
+    from pipeline.cluster.job_array import is_share, read_share
+    from pipeline.cluster.ranks import read_ranks
+
+    if not recipe.finetune:
+        raise RecipeError(f"recipe {recipe.name} has no finetune tasks; add one under `finetune:`")
+    every = [one for name in recipe.finetune for one in recipe.trainings(name)]
+    if task is not None and is_share(task):
+        from pipeline.tasks import share_of_trainings
+
+        return tuple(f"finetune.{one}" for one in share_of_trainings(recipe, read_share(task)))
+    if task is not None and task not in every:
+        raise RecipeError(f"--task {task}: the recipe's tasks are {', '.join(every)}")
+    if task in recipe.finetune and read_ranks() is None:
+        every = list(recipe.trainings(task))
+    elif task is not None:
+        every = [task]
+    return tuple(f"finetune.{one}" for one in every)
+
+
+@command.command()
+@click.argument("typed", metavar="RECIPE|RUN_DIR")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--against", metavar="RECIPE|RUN_DIR", help="Compare with another run, with paired tests.")
+@click.option(
+    "--harness", metavar="TASKS", help="Instead: these tasks of lm-evaluation-harness (names or *.yaml, with commas)."
+)
+@_dry_run
+def evaluate(typed: str, words: tuple[str, ...], *, against: str | None, harness: str | None, dry_run: bool) -> None:
+    """Numbers on held-out data, beside baselines; with --against beside another model."""
+    if harness is not None:
+        tasks = f"evaluate.harness.tasks={json.dumps(harness.split(','))}"
+        _run_stages(typed, (*words, tasks), lambda recipe: ("harness",), dry_run)
         return
-
-    def chosen(recipe: Recipe) -> tuple[str, ...]:
-        if not recipe.finetune:
-            raise RecipeError(f"recipe {recipe.name} has no finetune tasks; add one under `finetune:`")
-        if task is not None and task not in recipe.finetune:
-            raise RecipeError(f"--task {task}: the recipe's tasks are {', '.join(recipe.finetune)}")
-        return tuple(f"finetune.{name}" for name in ([task] if task else recipe.finetune))
-
-    _run_stages(typed, words, chosen, dry_run)
+    if against is None or dry_run:
+        _run_stages(typed, words, lambda recipe: ("evaluate",), dry_run)
+        return
+    ours = _run_folder(typed, words)
+    if not (Path(typed).is_dir() and not words):
+        _run_stages(typed, words, lambda recipe: ("evaluate",), dry_run)
+    _compare(ours, _run_folder(against, ()))
 
 
-_stage_command("evaluate", "Numbers on held-out data, beside baselines.")
+def _compare(ours: Path, theirs: Path) -> None:
+    """Print and keep a comparison of two runs, and tell MLflow."""
+    from pipeline.evaluate.compare import compare_runs, comparison_lines, comparison_numbers, file_of
+    from pipeline.run import RECIPE
+    from pipeline.tracking import log_comparison
+
+    result = compare_runs(ours, theirs)
+    for line in comparison_lines(result):
+        click.echo(line)
+    if (ours / RECIPE).is_file():
+        recipe = load_recipe(str(ours / RECIPE)).model_copy(update={"workdir": ours})
+        log_comparison(recipe, file_of(ours, theirs), comparison_numbers(result))
+
+
+def _run_folder(typed: str, words: Sequence[str]) -> Path:
+    """The folder of a run, given as such or by its recipe."""
+    return Path(typed) if Path(typed).is_dir() and not words else load_typed(typed, words).workdir
 
 
 def _run_stages(typed: str, words: tuple[str, ...], chosen: Callable[[Recipe], tuple[str, ...]], dry_run: bool) -> None:
-    recipe = _load(typed, words)
+    recipe = load_typed(typed, words)
     names = chosen(recipe)
     if dry_run:
         _show_dry_run(recipe, names)
@@ -172,76 +321,7 @@ def _run_stages(typed: str, words: tuple[str, ...], chosen: Callable[[Recipe], t
         run_stage(recipe, name)
 
 
-@command.command()
-@click.argument("typed", metavar="RECIPE|MODEL_DIR")
-@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--prompt", help="Text to continue; '-' reads it from standard input.")
-@click.option("--prompts-file", type=click.Path(path_type=Path), help="A file of prompts, one a line.")
-@click.option("--chat", is_flag=True, help="Talk with the fine-tuned model; with --prompt: one message.")
-@click.option(
-    "--task", help="Use this task's fine-tuned model. Default: the pretrained one; with --chat the first sft."
-)
-@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1), help="Longest answer.")
-@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(min=0), help="0: the likeliest.")
-@click.option("--top-k", default=0, show_default=True, type=click.IntRange(min=0), help="0: no limit.")
-@click.option(
-    "--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="1: no limit."
-)
-@click.option("--seed", "given_seed", type=click.IntRange(0, 2**32 - 1), help="Default: the recipe's seed, or 1234.")
-def generate(
-    typed: str,
-    words: tuple[str, ...],
-    *,
-    prompt: str | None,
-    prompts_file: Path | None,
-    chat: bool,
-    task: str | None,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    given_seed: int | None,
-) -> None:
-    """Text from a trained model, as it is made."""
-    if prompt is None and prompts_file is None and not chat:
-        raise click.UsageError("give --prompt TEXT, --prompts-file FILE or --chat", click.get_current_context())
-    model, seed = _model_directory(typed, words, task, chat)
-    settings: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": given_seed if given_seed is not None else seed,
-    }
-    if chat and prompt is None and prompts_file is None:
-        from pipeline.evaluate.chat import chat as converse
-
-        converse(model, **settings)
-        return
-    from pipeline.evaluate.generate import generate_command
-
-    text = sys.stdin.read() if prompt == "-" else prompt
-    generate_command(model, text, prompts_file, chat, **settings)
-
-
-def _model_directory(typed: str, words: Sequence[str], task: str | None, chat: bool) -> tuple[Path, int]:
-    """The model directory that is meant, and the seed to draw with."""
-    if Path(typed).is_dir():
-        if words or task:
-            raise RecipeError(f"{typed} is a model directory: it takes no key=value words and no --task")
-        return Path(typed), 1234
-    recipe = _load(typed, words)
-    if task is None and chat:
-        task = next((name for name, settings in recipe.finetune.items() if settings.task == "sft"), None)
-    if task is None:
-        found, stage = recipe.workdir / "model", f"export {typed}"
-    elif task in recipe.finetune:
-        found, stage = recipe.workdir / "finetune" / task / "model", f"finetune {typed} --task {task}"
-    else:
-        raise RecipeError(f"--task {task}: the recipe's tasks are {', '.join(recipe.finetune) or '(none)'}")
-    if not found.is_dir():
-        raise DataError(f"{found}: no such folder; `pipeline {stage}` makes it, or `pipeline run` with all before it")
-    return found, recipe.seed
+command.add_command(generate)
 
 
 @command.command()
@@ -250,7 +330,7 @@ def report(typed: str, words: tuple[str, ...]) -> None:
     """report.html, from what has been made so far."""
     from pipeline.report.build import write_report
 
-    click.echo(write_report(_load(typed, words)))
+    click.echo(write_report(load_typed(typed, words)))
 
 
 @command.command()
@@ -259,6 +339,46 @@ def recipes() -> None:
     for name in shipped_recipes():
         click.echo(f"{name:<8} {load_recipe(name).description}")
     click.echo(f"\nThey lie in {SHIPPED}; copy one, or start yours with `base: demo`.")
+
+
+@command.command()
+@_recipe_words
+@click.option("--comparisons", is_flag=True, help="Instead: the parallel steps of `shard` between reading and writing.")
+@click.option("--token-passes", is_flag=True, help="Instead: the parallel steps of `tokenize`.")
+def where(typed: str, words: tuple[str, ...], *, comparisons: bool, token_passes: bool) -> None:
+    """The folder of a recipe's run, for scripts."""
+    recipe = load_typed(typed, words)
+    if comparisons or token_passes:
+        click.echo("\n".join(recipe.corpus.comparisons if comparisons else recipe.tokenize.passes))
+    else:
+        click.echo(recipe.workdir)
+
+
+@command.command()
+@click.argument("typed", metavar="[RECIPE]", required=False)
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="Print all that was found as JSON.")
+@click.option("--exclude-bad", is_flag=True, help="Also print a line `exclude=NODE,NODE`, for job scripts.")
+def preflight(typed: str | None, words: tuple[str, ...], *, as_json: bool, exclude_bad: bool) -> None:
+    """Look at every node of a job before it begins: versions, clocks, links, shared folder. Status 4: a bad node."""
+    recipe = load_typed(typed, words) if typed else None
+    from pipeline.cluster.preflight.command import preflight_command
+
+    sys.exit(preflight_command(recipe, [*([typed] if typed else []), *words], as_json, exclude_bad))
+
+
+@command.command()
+@click.argument("typed", metavar="RECIPE|RUN_DIR")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known as JSON.")
+@click.option("--watch", is_flag=True, help="Look again every few seconds, until Ctrl-C.")
+def status(typed: str, words: tuple[str, ...], *, as_json: bool, watch: bool) -> None:
+    """What a run is doing: stages, jobs, progress, speed, time left, last checkpoint, events."""
+    folder = Path(typed).is_dir() and not words
+    recipe = None if folder else load_typed(typed, words)
+    from pipeline.status.show import status_command
+
+    status_command(recipe, recipe.workdir if recipe else Path(typed), as_json, watch)
 
 
 def _show_dry_run(recipe: Recipe, names: tuple[str, ...]) -> None:
@@ -281,21 +401,17 @@ def _status(arguments: Sequence[str] | None) -> int:
         command.main(typed or ["--help"], "pipeline", standalone_mode=False)
     except click.UsageError as error:
         context = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-        return _say(f"error: {_one_line(error.format_message()).rstrip('.')}{context}", UserError.status)
+        return _say(f"error: {one_line(error.format_message()).rstrip('.')}{context}", UserError.status)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return _say("stopped by Ctrl-C; the same command continues", INTERRUPTED)
     except Stopped as stop:
         return _say(str(stop), stop.status)
     except UserError as error:
-        return _say(f"error: {_one_line(str(error))}", error.status)
+        return _say(f"error: {error}", error.status)
     except BrokenPipeError:
         sys.stdout = None  # `pipeline recipes | head`: nobody reads any more
         return PipelineError.status
     return 0 if typed else UserError.status  # the bare command shows its help, but did nothing
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _say(line: str, status: int) -> int:

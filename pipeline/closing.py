@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
+from pipeline.status.show import size
 
 
 def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: Sequence[str]) -> list[str]:
@@ -24,9 +25,8 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
     workdir, found = recipe.workdir, stages(recipe)
     lines = ["", f"Made in {workdir} (seed {recipe.seed}):"]
     for name, manifest in made.items():
-        size = manifest.total_bytes()
-        shown = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-        lines.append(f"  {name:<20} {shown:>9} {round(manifest.seconds):>6} s   {workdir / found[name].folder}")
+        folder, made_in = workdir / found[name].folder, f"{round(manifest.seconds)} s"
+        lines.append(f"  {name:<20} {size(manifest.total_bytes()):>9} {made_in:>8}   {folder}")
     lines += ["", "How good it is, on held-out data:", *quality_lines(recipe)]
     settings = [word for word in words if word.startswith(("workdir=", "name="))]
     store = os.path.relpath(workdir.parent / "mlflow.db")
@@ -37,7 +37,7 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
     lines += [
         "",
         "Try next:",
-        f"  {_program('pipeline')} generate {run} {chat}",
+        *([f"  {_program('pipeline')} generate {run} {chat}"] if sft or not recipe.only_finetunes else []),
         *([f"  {_program('mlflow')} ui --backend-store-uri {shlex.quote('sqlite:///' + store)}"] if tracked else []),
         f"  {_program('pipeline')} run my.yaml        # your own text: five lines of YAML, see README.md",
         "",
@@ -49,14 +49,23 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
 def quality_lines(recipe: Recipe) -> list[str]:
     """One line a model that was evaluated, each beside what it must beat."""
     folder = recipe.workdir / "evaluation"
-    language = _read(folder / "language_model.json")
-    baselines = ", ".join(f"{name} {value:.3f}" for name, value in language["baselines"].items())
-    lines = [f"  pretrained: {language['bits_per_byte']:.3f} bits per byte ({baselines})"]
+    lines = []
+    if not recipe.only_finetunes:
+        language = _read(folder / "language_model.json")
+        baselines = ", ".join(f"{name} {value:.3f}" for name, value in language["baselines"].items())
+        lines.append(f"  pretrained: {language['bits_per_byte']:.3f} bits per byte ({baselines})")
     for name, task in recipe.finetune.items():
         found = _read(folder / f"{name}.json")
-        if task.task == "sft":
+        if task.task in ("sft", "seq2seq"):
             before, after = (_rouge(found[model]) for model in ("base", "finetuned"))
             lines.append(f"  {name}: ROUGE-L {after:.3f} (before fine-tuning {before:.3f})")
+        elif task.task == "continue":
+            before, after = (found[model]["bits_per_byte"] for model in ("base", "finetuned"))
+            lines.append(f"  {name}: {after:.3f} bits per byte (before more pretraining {before:.3f})")
+        elif task.problem == "regression":
+            lines.append(f"  {name}: RMSE {found['rmse']:.3f} (always the mean {found['mean_rmse']:.3f})")
+        elif task.problem == "multi_label":
+            lines.append(f"  {name}: all labels right {found['accuracy']:.1%} (never any {found['none_accuracy']:.1%})")
         else:
             lines.append(
                 f"  {name}: accuracy {found['accuracy']:.1%} (majority class {found['majority_accuracy']:.1%}), "

@@ -1,6 +1,6 @@
 """From a recipe's name or path, and `key=value` words, to a checked `Recipe`.
 
-Later wins: the defaults in recipe.py < the recipe named by `base` < the YAML file < the command line. Mappings are
+Later wins: the defaults in settings/ < the recipe named by `base` < the YAML file < the command line. Mappings are
 merged key by key; lists, single values and the empty mapping `{}` replace what was there. Whatever is wrong is refused
 here, before any work starts, with the file, the line, the key, the value and the nearest right spelling.
 """
@@ -262,6 +262,10 @@ def _additional(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    """The node itself: behind references, and behind `section | None`."""
+    while "$ref" in node or "anyOf" in node:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        else:
+            node = next((choice for choice in node["anyOf"] if "$ref" in choice), {})
     return node

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from pipeline.errors import Fenced
+from pipeline.journal import FENCE_SECONDS, Journal, Line
 from pipeline.progress import log
-from pipeline.spool import Journal, Line, Spool, spools
+from pipeline.spool import Spool, spools
 
 SEND_SECONDS = 2.0  # between two looks at the spools
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0  # seconds; each wait is twice the one before
@@ -42,6 +44,7 @@ class Delivery(threading.Thread):
         super().__init__(name="tracking", daemon=True)
         self.connect, self.place, self.own = connect, place, own
         self.trouble = ""
+        self.fenced = False  # another command has taken over, and sends
         self._closing, self._wake = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -59,6 +62,9 @@ class Delivery(threading.Thread):
                 if self.trouble:
                     log.info("tracking: %s is back", self.place)
                 self.trouble, retry, wait = "", FIRST_RETRY, SEND_SECONDS
+            except Fenced:
+                self.fenced = True
+                return
             except Exception as error:  # a client, a server, a database, a disk: none may end the training
                 if not self.trouble:
                     log.warning(
@@ -81,7 +87,7 @@ class Delivery(threading.Thread):
         self._closing.set()
         self._wake.set()
         self.join(CLOSE_SECONDS_AWAY if self.trouble else CLOSE_SECONDS)
-        if any(spool.unsent() for spool in self.own):
+        if not self.fenced and any(spool.unsent() for spool in self.own):
             points = sum(spool.unsent_points() for spool in self.own)
             log.warning(
                 "tracking: %d numbers wait in %s; they are sent at the next start", points, self.own[0].metrics.path
@@ -111,6 +117,7 @@ class Delivery(threading.Thread):
 
     def _send_journal(self, spool: Spool, journal: Journal, take: Callable[[Sequence[Line]], None]) -> None:
         while batch := list(journal.read(spool.last_sent(journal), BATCH_BYTES)):
+            spool.fence.check(within=FENCE_SECONDS)
             started = time.monotonic()
             take([line for line, _ in batch])
             spool.mark_sent(journal, batch[-1][1])

@@ -5,10 +5,14 @@ PipelineError             1   a fault: something that should not happen did; the
 │   ├── RecipeError           a key, value or combination in a recipe
 │   ├── DataError             a source, document, tar, label or model directory that cannot be used
 │   └── EnvironmentFault      the machine: no disk, no Python package, a contradictory launcher
+│       ├── Fenced            another command has taken the run over
+│       └── Unfit         4   nodes that preflight calls bad
 └── Stopped               75  (EX_TEMPFAIL) ended early on purpose; the same command continues
 """
 
 from __future__ import annotations
+
+from pipeline.printable import one_line
 
 
 class PipelineError(Exception):
@@ -18,9 +22,15 @@ class PipelineError(Exception):
 
 
 class UserError(PipelineError):
-    """Bad input. The message is one line: what is wrong, where, and what to do."""
+    """Bad input. The message is one line: what is wrong, where, and what to do.
+
+    It may quote names from corpora that nobody vouches for; what a terminal could act on is shown as an escape.
+    """
 
     status = 2
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class RecipeError(UserError):
@@ -33,6 +43,16 @@ class DataError(UserError):
 
 class EnvironmentFault(UserError):
     """The machine or the launcher is not fit: the message says what was found."""
+
+
+class Fenced(EnvironmentFault):
+    """Another command has taken over what this one works on: it ends, and writes nothing more there."""
+
+
+class Unfit(EnvironmentFault):
+    """A node, or the network between nodes, is bad: the same command may do well on others."""
+
+    status = 4
 
 
 class Stopped(PipelineError):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -66,14 +67,31 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def commit_folder(temporary: Path, folder: Path) -> list[Path]:
+    """Sync all files of a folder that libraries wrote and rename it. Returns their paths there, in order."""
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    for path in files:
+        sync_file(path)
+    sync_directory(temporary)
+    temporary.rename(folder)
+    sync_directory(folder.parent)
+    return [folder / path.relative_to(temporary) for path in files]
+
+
+def own_temporary(path: Path) -> Path:
+    """A temporary name that no other process chooses, on whatever machine: for files that two may write at once."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
+
+
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb", own: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success sync it and rename it to `path`.
 
-    On any error the temporary file is removed and `path` is left as it was.
-    Raises: EnvironmentFault when the disk is full or not writable.
+    own: under a name of its own, where another process may be writing the same content at the same time; whoever
+    holds the folder alone deletes what killed ones left. On any error the temporary file is removed and `path` is
+    left as it was. Raises: EnvironmentFault when the disk is full or not writable.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = own_temporary(path) if own else path.with_name(path.name + TEMPORARY)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -88,15 +106,44 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         sync_directory(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, in UTF-8."""
-    with atomic_write(path, "w") as handle:
+def write_text(path: Path, text: str, own: bool = False) -> None:
+    """Write `text` to `path` atomically, in UTF-8. own: as in `atomic_write`."""
+    with atomic_write(path, "w", own) as handle:
         handle.write(text)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` atomically, as indented JSON that people can read."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, own: bool = False) -> None:
+    """Write `value` to `path` atomically, as indented JSON that people can read. own: as in `atomic_write`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", own)
+
+
+class Hashed:
+    """A file that is written front to back, checksummed on the way. position: bytes written."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.handle, self.position = handle, 0
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Write all of `data`."""
+        self._digest.update(data)
+        self.handle.write(data)
+        self.position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.position
+
+    def flush(self) -> None:
+        self.handle.flush()
+
+    def pad(self, multiple: int) -> None:
+        """Zeros up to a multiple of so many bytes."""
+        self.write(bytes(-self.position % multiple))
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -11,11 +11,12 @@ from pathlib import Path
 from pipeline import manifest as manifests
 from pipeline.delivery import without_secrets
 from pipeline.errors import EnvironmentFault, PipelineError, Stopped
-from pipeline.files import sha256_file
+from pipeline.files import fingerprint, sha256_file
+from pipeline.journal import Line
 from pipeline.manifest import MANIFEST, Manifest, Work
 from pipeline.progress import log
 from pipeline.recipe import Recipe
-from pipeline.spool import Line, Spool
+from pipeline.spool import Spool
 
 FOLDERS = {
     "shard": "text",
@@ -30,7 +31,14 @@ CONTINUES = "stopped early; the same command continues it"
 
 def folder_of(recipe: Recipe, stage: str) -> Path:
     """Where a stage's files lie."""
-    return recipe.workdir / FOLDERS.get(stage, stage.replace(".", "/"))
+    return recipe.workdir / FOLDERS.get(stage, stage.replace(".", "/", 1))
+
+
+def key_of_run(recipe: Recipe, stage: str, key: str) -> str:
+    """What a stage's MLflow run is known by: its key; of a task with a grid, under whose run those of its combinations
+    stand before there is such a key, its settings."""
+    task = recipe.finetune.get(stage.partition(".")[2])
+    return fingerprint([stage, task.settings(), recipe.seed]) if task and task.grid else key
 
 
 def inputs(recipe: Recipe, work: Work) -> list[Line]:
@@ -74,12 +82,12 @@ def log_forgotten(recipe: Recipe, spool: Spool, parent: Spool) -> None:
     if began is None or spool.finished() or not (folder / MANIFEST).is_file():
         return
     made = manifests.load(folder)
-    if made.key == began["key"]:
+    if key_of_run(recipe, spool.name, made.key) == began["key"]:
         log_manifest(made, folder, spool, parent)
 
 
-def log_failure(error: BaseException, spool: Spool, parent: Spool) -> None:
-    """A stage has ended without a manifest: in which state, and why."""
+def log_failure(error: BaseException, spool: Spool, *above: Spool) -> None:
+    """A stage has ended without a manifest: in which state, and why. above: spools of the runs that hold its own."""
     status, why = "FAILED", without_secrets(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, Stopped):
         status, why = "SCHEDULED", CONTINUES
@@ -88,20 +96,22 @@ def log_failure(error: BaseException, spool: Spool, parent: Spool) -> None:
     elif not isinstance(error, PipelineError):
         why = f"{type(error).__name__}: {why}"
     try:
-        for each in (spool, parent):
+        for each in (spool, *above):
             each.event("status", status=status, why=f"{spool.name}: {why}"[:500])
     except EnvironmentFault as full:  # the disk; the error that is on its way matters more
         log.warning("tracking: %s", full)
 
 
-def offer(spool: Spool, path: Path, folder: str = "") -> None:
-    """A file as an artifact under `folder`, unless the same content was offered before."""
+def offer(spool: Spool, path: Path, folder: str = "") -> bool:
+    """A file as an artifact under `folder`, unless the same content was offered before. Returns whether it is new."""
     if not path.is_file():
-        return
+        return False
     told = {"path": str(path.absolute()), "folder": folder, "sha256": sha256_file(path)}
     before = [line for line, _ in spool.events.read() if line.get("path") == told["path"]]
-    if not before or before[-1].get("sha256") != told["sha256"]:
-        spool.event("artifact", **told)
+    if before and before[-1].get("sha256") == told["sha256"]:
+        return False
+    spool.event("artifact", **told)
+    return True
 
 
 def offer_model(spool: Spool, name: str, made: Path, folder: Path, task: str) -> None:
@@ -125,3 +135,8 @@ def flat(value: object, dot: str = ".", prefix: str = "") -> dict[str, str]:
 
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", text) is not None
+
+
+def grid_of(stage: str) -> str:
+    """The stage of the task whose grid a stage is a combination of; empty for all others."""
+    return stage.partition("@")[0] if "@" in stage else ""

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.errors import DataError
 from pipeline.files import fingerprint, sha256_file, sync_directory, write_json
+from pipeline.owner import Fence
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -89,16 +90,23 @@ def software_versions() -> dict[str, str]:
     return found
 
 
-def describe_outputs(folder: Path, paths: Iterable[Path]) -> tuple[Output, ...]:
-    """Sizes and checksums of finished files, in the order of their names."""
-    return tuple(
-        Output(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_file(path)) for path in sorted(paths)
-    )
+def describe_outputs(folder: Path, made: Iterable[Path | Output]) -> tuple[Output, ...]:
+    """Sizes and checksums of finished files, in the order of their names; what is an Output already is believed."""
+    found = [
+        one
+        if isinstance(one, Output)
+        else Output(one.relative_to(folder).as_posix(), one.stat().st_size, sha256_file(one))
+        for one in made
+    ]
+    return tuple(sorted(found, key=lambda output: Path(output.path)))
 
 
 @dataclass(frozen=True)
 class Work:
-    """Where and how one stage works: what its `run` needs beside the recipe. The folder exists already."""
+    """Where and how one stage works: what its `run` needs beside the recipe. The folder exists already.
+
+    fence: says whether the stage is still ours; asked before each commit.
+    """
 
     stage: str
     folder: Path
@@ -106,14 +114,16 @@ class Work:
     settings: dict[str, Any]
     inputs: dict[str, str]
     started: float = field(default_factory=time.monotonic)
+    fence: Fence = field(default_factory=Fence, compare=False)
 
     def finish(
         self,
-        outputs: Iterable[Path],
+        outputs: Iterable[Path | Output],
         counts: dict[str, Any] | None = None,
         metrics: dict[str, float] | None = None,
     ) -> Manifest:
-        """Checksum the outputs and commit the manifest; nothing may be written to the folder after it."""
+        """Checksum the outputs (an Output states its own: terabytes are checksummed as they are written) and commit the
+        manifest; nothing may be written to the folder after it."""
         made = Manifest(
             stage=self.stage,
             key=self.key,
@@ -124,6 +134,7 @@ class Work:
             metrics=metrics or {},
             seconds=round(time.monotonic() - self.started, 3),
         )
+        self.fence.check()
         return commit(self.folder, made)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,11 +17,24 @@ log = logging.getLogger("pipeline")
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
+def _lock_of_this_process() -> None:
+    tqdm.set_lock(threading.RLock())
+
+
+# tqdm's own lock is shared with forked processes: one that is killed while it writes a line would leave it taken, and
+# whoever writes the next line, in whatever process of the family, would wait for ever.
+_lock_of_this_process()
+os.register_at_fork(after_in_child=_lock_of_this_process)
+
+
 class _TerminalHandler(logging.Handler):
-    """Writes above a running bar instead of through it."""
+    """Writes above a running bar instead of through it. Where that is not possible any more (who reads it has gone, the
+    disk with the job's output is full) the work goes on: the lines stand in logs/ too."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        if sys.stderr is not None:  # closed by whoever started this
+            with contextlib.suppress(OSError, ValueError):
+                tqdm.write(self.format(record), file=sys.stderr)
 
 
 def start_logging(verbose: bool = False) -> None:
@@ -29,7 +44,7 @@ def start_logging(verbose: bool = False) -> None:
     log.propagate = False
 
 
-@contextmanager
+@contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Also append messages, with date and time, to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +68,7 @@ class Progress:
         self.note = ""
         self.bar = (
             tqdm(total=total, initial=start, desc=title, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr is not None and sys.stderr.isatty()
             else None
         )
 
@@ -83,7 +98,7 @@ class Progress:
             self.bar.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress(title: str, total: int, unit: str = "B", start: int = 0) -> Iterator[Progress]:
     """Show progress while the block runs. total: 0 when unknown; start: work already done before."""
     shown = Progress(title, total, unit, start)

@@ -17,11 +17,21 @@ import yaml
 
 from pipeline.files import TEMPORARY, write_text
 
+TEXT_TO_TEXT = "text2text-generation"  # MLflow's word for encoder–decoders
 CLASSES = {  # task: the class that loads the model, the pipeline that runs it
     "text-generation": ("AutoModelForCausalLM", "TextGenerationPipeline"),
     "text-classification": ("AutoModelForSequenceClassification", "TextClassificationPipeline"),
+    TEXT_TO_TEXT: ("AutoModelForSeq2SeqLM", "Text2TextGenerationPipeline"),
 }
 NEEDS = ("mlflow", "torch", "transformers")
+
+
+def task_of(model: Path) -> str:
+    """What MLflow and `transformers` call the work of a model directory, by its config.json."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    if any("SequenceClassification" in name for name in config.get("architectures") or ()):
+        return "text-classification"
+    return TEXT_TO_TEXT if config.get("is_encoder_decoder") else "text-generation"
 
 
 def descriptions(model: Path, task: str, model_id: str, run_id: str) -> dict[str, str]:
@@ -41,12 +51,13 @@ def descriptions(model: Path, task: str, model_id: str, run_id: str) -> dict[str
         "tokenizer_type": "AutoTokenizer",
         "transformers_version": versions["transformers"],
     }
+    flavors: dict[str, object] = {"transformers": flavor}
+    # From transformers 5 on no pipeline runs these; they are loaded with return_type="components".
+    if task != TEXT_TO_TEXT or int(versions["transformers"].partition(".")[0]) < 5:
+        flavors["python_function"] = {"loader_module": "mlflow.transformers", "env": {"virtualenv": "python_env.yaml"}}
     description = {
         "artifact_path": "model",
-        "flavors": {
-            "python_function": {"loader_module": "mlflow.transformers", "env": {"virtualenv": "python_env.yaml"}},
-            "transformers": flavor,
-        },
+        "flavors": flavors,
         "mlflow_version": versions["mlflow"],
         "model_id": model_id,
         "model_size_bytes": sum(path.stat().st_size for path in model.iterdir() if path.is_file()),

@@ -10,21 +10,26 @@ import contextlib
 import errno
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from pipeline import manifest as manifests
-from pipeline.cluster.ranks import read_ranks
+from pipeline.cluster.jobs import launch_id, recorded
+from pipeline.cluster.ranks import Ranks, default_ranks, read_ranks, unused_tasks
 from pipeline.config import save_recipe
 from pipeline.errors import DataError, EnvironmentFault, PipelineError, Stopped, UserError
 from pipeline.files import write_text
 from pipeline.locks import hold
 from pipeline.manifest import Manifest
+from pipeline.owner import Fence, Follower, is_ready
 from pipeline.progress import log, log_file
 from pipeline.recipe import FinetuneTask, PretrainSettings, Recipe
-from pipeline.stages import Stage, Status, load_stage, prepare, stages, status
+from pipeline.stage_state import Status, prepare, status, take_back
+from pipeline.stages import Stage, load_stage, named_stage, stages
 from pipeline.tracking import Tracker
 
 RECIPE = "recipe.yaml"  # the resolved recipe, in the workdir
@@ -48,15 +53,18 @@ def run_stage(recipe: Recipe, name: str) -> Manifest:
             f"{name}: runs in one process, but a launcher ({ranks.launcher}) started {ranks.world_size}; "
             "give it one task"
         )
+    logs = recipe.workdir / "logs"
     if ranks is not None and ranks.rank > 0:
-        found = _wait_for_rank_0(recipe, name)
-        return found.manifest or load_stage(stage)(recipe, found.work, Tracker())
-    _save_recipe(recipe)
-    with _full_disk_named(recipe), log_file(recipe.workdir / "logs" / f"{name}.log"):
-        if stage.trains and ranks is None:
+        found = _wait_for_rank_0(recipe, name, launch_id(ranks))
+        if found.manifest:
+            return found.manifest
+        with Follower(logs, name, launch_id(ranks)) as fence:
+            return load_stage(stage)(recipe, replace(found.work, fence=fence), Tracker())
+    with full_disk_named(recipe), log_file(logs / f"{name}.log"), stop_on_signal(stage):
+        if stage.trains and not stage.chooses and ranks is None:
             return _start_ranks(recipe, stage)
-        with hold(recipe.workdir / "logs", name, stage.needs):
-            return _make(recipe, stage, told=ranks is not None and ranks.launcher == "local")
+        with hold(logs, name, stage.needs, launch=launch_id(ranks)) as fence:
+            return _make(recipe, stage, fence, ranks)
 
 
 def run_all(recipe: Recipe) -> dict[str, Manifest]:
@@ -78,12 +86,21 @@ def run_all(recipe: Recipe) -> dict[str, Manifest]:
 def check_ahead(recipe: Recipe) -> None:
     """Look for what later stages will need, before hours are spent on the first.
 
-    Raises: UserError naming a file or folder that is not there.
+    Raises: UserError naming a file or folder that is not there, or what is wrong in a DeepSpeed file.
     """
+    from pipeline.train.deepspeed_files import read_config
+
+    for settings in (recipe.pretrain, *recipe.finetune.values()):
+        read_config(settings.deepspeed)
     for stage in stages(recipe).values():
         task = recipe.finetune.get(stage.name.partition(".")[2])
-        if not (task and task.base and Path(task.base).absolute().is_relative_to(recipe.workdir.absolute())):
-            stage.sources(recipe)  # a base in the workdir may be what an earlier task will make
+        if task and task.base:
+            if Path(task.base).absolute().is_relative_to(recipe.workdir.absolute()):
+                continue  # it may be what an earlier task will make
+            from pipeline.model.hub import local_folder
+
+            local_folder(task.base)  # fetched now, if it is of the hub
+        stage.sources(recipe)
 
 
 def finish(recipe: Recipe) -> None:
@@ -95,14 +112,14 @@ def finish(recipe: Recipe) -> None:
     folders = [recipe.workdir / stage.folder for stage in stages(recipe).values()]
     newest = max((folder / manifests.MANIFEST).stat().st_mtime for folder in folders)
     if not report.is_file() or report.stat().st_mtime < newest:
-        with _full_disk_named(recipe):
+        with full_disk_named(recipe):
             write_report(recipe)
     publish(recipe)
 
 
 def warn_of_stale_inputs(recipe: Recipe, name: str) -> None:
     """Say so when a stage that is run alone reads what another recipe made."""
-    for need in stages(recipe)[name].needs:
+    for need in named_stage(recipe, name).needs:
         with contextlib.suppress(DataError):  # a source may be on another machine: then nobody can tell
             found = status(recipe, need)
             if found.state == "changed":
@@ -112,28 +129,52 @@ def warn_of_stale_inputs(recipe: Recipe, name: str) -> None:
 # --- one stage -----------------------------------------------------------------------------------------------------
 
 
-def _make(recipe: Recipe, stage: Stage, told: bool = False) -> Manifest:
-    """Run a stage in this process, which holds its lock. told: the person knows already that it starts."""
+def _make(recipe: Recipe, stage: Stage, fence: Fence, ranks: Ranks | None) -> Manifest:
+    """Run a stage in this process, which holds its lock."""
     found = status(recipe, stage.name)  # again: the lock's holder before us may have finished it
     if found.manifest:
         log.info("%-20s skipped: %s", stage.name, found.why)
         return found.manifest
+    told = ranks is not None and ranks.launcher == "local"  # by the command that started the ranks
     if not (told and found.state == "continue"):
-        _prepare(recipe, found)
+        found = _prepare(recipe, found)
+        if found.manifest:
+            return found.manifest
+    fence.ready(found.work.key)
     from pipeline.tracking import open_tracker
 
-    with _stop_on_signal(stage), open_tracker(recipe, found.work) as tracker:
+    work = replace(found.work, fence=fence)
+    with recorded(recipe.workdir / "logs", stage.name, ranks), open_tracker(recipe, work) as tracker:
         run = load_stage(stage)
-        made = run(recipe, found.work, tracker)
+        made = run(recipe, work, tracker)
     log.info("%-20s done in %s: %s", stage.name, duration(made.seconds), _size(made))
     return made
 
 
-def _prepare(recipe: Recipe, found: Status) -> None:
-    """Make the folder ready, and say what is done with what lies there."""
-    for line in prepare(recipe, found):
-        log.info("%s", line)
-    log.info("%-20s %s", found.stage.name, "continues: " + found.why if found.state == "continue" else "starts")
+def make_ready(recipe: Recipe, found: Status) -> Status:
+    """Keep the recipe with the run, and make the stage's folder ready, or take earlier work back. The lock is held.
+
+    Returns the status then; of a stage that is done nothing is changed.
+    """
+    _save_with_run(recipe)
+    if lines := take_back(recipe, found):
+        for line in lines:
+            log.info("%s", line)
+        found = status(recipe, found.stage.name)
+    if not found.manifest:
+        for line in prepare(recipe, found):
+            log.info("%s", line)
+    return found
+
+
+def _prepare(recipe: Recipe, found: Status) -> Status:
+    """The same, and say what comes next."""
+    found = make_ready(recipe, found)
+    if found.manifest:
+        log.info("%-20s skipped: %s", found.stage.name, found.why)
+    else:
+        log.info("%-20s %s", found.stage.name, "continues: " + found.why if found.state == "continue" else "starts")
+    return found
 
 
 def _start_ranks(recipe: Recipe, stage: Stage) -> Manifest:
@@ -146,10 +187,19 @@ def _start_ranks(recipe: Recipe, stage: Stage) -> Manifest:
         found = status(recipe, stage.name)
         if found.manifest:
             return found.manifest
-        _prepare(recipe, found)
-    from pipeline.cluster.device import default_ranks
+        found = _prepare(recipe, found)
+        if found.manifest:
+            return found.manifest
     from pipeline.cluster.launch import launch_local
 
+    if tasks := unused_tasks():
+        log.warning(
+            "%s: this Slurm job has room for %d tasks, but nothing started them: all ranks are on this node, %s; "
+            "`srun` in front of the command starts a rank a task, `sbatch slurm/pretrain.sh` does all of it",
+            stage.name,
+            tasks,
+            socket.gethostname(),
+        )
     command, _, task = stage.name.partition(".")
     arguments = [command, str(recipe.workdir / RECIPE), *(["--task", task] if task else [])]
     ended = launch_local(arguments, training_settings(recipe, stage.name).ranks or default_ranks())
@@ -161,13 +211,17 @@ def _start_ranks(recipe: Recipe, stage: Stage) -> Manifest:
     raise SystemExit(ended if told else PipelineError.status)  # the rank has said why
 
 
-def _wait_for_rank_0(recipe: Recipe, name: str) -> Status:
-    """The stage's status once rank 0 has prepared its folder (or found it done)."""
+def _wait_for_rank_0(recipe: Recipe, name: str, launch: str) -> Status:
+    """The stage's status once rank 0 of this launch has prepared its folder (or found it done).
+
+    A folder that is half done proves nothing: a command from before, which may still be at work, has prepared it.
+    """
     deadline = time.monotonic() + RANK_PATIENCE
     while True:
         try:
             found = status(recipe, name)
-            if found.state in ("continue", "done"):
+            ready = found.state == "continue" and is_ready(recipe.workdir / "logs", name, launch, found.work.key)
+            if ready or found.state == "done":
                 return found
         except DataError:  # rank 0 may be renaming the folder at this moment; it says what is really wrong
             found = None
@@ -181,11 +235,11 @@ def _wait_for_rank_0(recipe: Recipe, name: str) -> Status:
 
 def training_settings(recipe: Recipe, name: str) -> PretrainSettings | FinetuneTask:
     """The part of the recipe that a stage trains by."""
-    return recipe.pretrain if name == "pretrain" else recipe.finetune[name.partition(".")[2]]
+    return recipe.pretrain if name == "pretrain" else recipe.task(name.partition(".")[2])
 
 
 @contextlib.contextmanager
-def _stop_on_signal(stage: Stage) -> Iterator[None]:
+def stop_on_signal(stage: Stage) -> Iterator[None]:
     """SIGTERM (and for stages that train SIGUSR1, Slurm's warning) ends a stage in order, with status 75.
 
     While steps are made, `train.signals` takes their place: a checkpoint is saved first.
@@ -204,7 +258,7 @@ def _stop_on_signal(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_disk_named(recipe: Recipe) -> Iterator[None]:
+def full_disk_named(recipe: Recipe) -> Iterator[None]:
     """Libraries report a full disk in many ways; whatever failed while there was no room left is told as that."""
     try:
         yield
@@ -220,7 +274,7 @@ def _full_disk_named(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def _save_recipe(recipe: Recipe) -> None:
+def _save_with_run(recipe: Recipe) -> None:
     """Keep the resolved recipe with the run."""
     path, text = recipe.workdir / RECIPE, save_recipe(recipe)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:

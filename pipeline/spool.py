@@ -5,9 +5,13 @@ In `workdir/logs/`, for a stage (and for `pipeline`, the run as a whole):
     <stage>.metrics.jsonl   {"step", "time", "metrics"}: every number, with MLflow or without; the report reads it
     <stage>.events.jsonl    {"kind", "time", …}: what else MLflow is told: params, tags, inputs, artifact, status …
     <stage>.sent.json       the MLflow run, and the last line of each journal that has reached it
+    <stage>.rewound.json    numbers that were taken back when training went back, and will be made again
 
 Delivery is at least once: the sent positions are written after the server has taken a batch. MLflow keeps one of two
-equal points (same name, time, step and value), so a repeated batch changes nothing there.
+equal points (same name, time, step and value), so a repeated batch changes nothing there; and a number that is made
+again, as after a crash, keeps its first time, so that it does not stand there twice. Another number of ranks makes it
+again but for rounding: then it keeps its first value too, since MLflow forgets no point; losses.jsonl has the last one.
+What is made of other data, after a rollback, is never taken for the first.
 """
 
 from __future__ import annotations
@@ -15,120 +19,38 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
+import math
 import threading
 import time
 import uuid
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import atomic_write, disk_errors, write_json
+from pipeline.files import disk_errors, write_json
+from pipeline.journal import FENCE_SECONDS, Journal, Line, Mark
+from pipeline.owner import Fence
 from pipeline.progress import log
 
-Line = dict[str, Any]
-Mark = tuple[int, int, int]  # where a line begins and ends, in bytes, and its CRC-32
-METRICS, EVENTS, SENT = ".metrics.jsonl", ".events.jsonl", ".sent.json"
-SYSTEM = "system/"  # metrics of the machine: their step is in seconds, and a rewind leaves them
-
-
-class Journal:
-    """An append-only file of JSON lines, shared by the thread that writes and the one that sends."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._drop_torn_line()
-
-    def _drop_torn_line(self) -> None:
-        """A power cut or a full disk may leave half a line at the end; what follows would be glued to it."""
-        if not self.path.is_file():
-            return
-        content = self.path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            with disk_errors(self.path):
-                os.truncate(self.path, content.rfind(b"\n") + 1)
-
-    def append(self, line: Line) -> None:
-        """Add a line with one write, so that a killed process leaves whole lines.
-
-        Raises: EnvironmentFault when the disk is full.
-        """
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-        with self._lock, disk_errors(self.path), open(self.path, "ab", buffering=0) as handle:
-            handle.write(data)
-
-    def read(self, mark: Mark | None = None, most: int = 1 << 62) -> Iterator[tuple[Line, Mark]]:
-        """Whole lines after `mark` (or from the start), each with its own mark; about `most` bytes of them.
-
-        A damaged line counts as an empty one, with a warning.
-        """
-        if not self.path.is_file():
-            return
-        position = mark[1] if mark else 0
-        with self._lock, open(self.path, "rb") as handle:
-            handle.seek(position)
-            lines = handle.readlines(most)
-        for raw in lines:
-            if not raw.endswith(b"\n"):
-                return
-            start, position = position, position + len(raw)
-            try:
-                line = json.loads(raw)
-                if not isinstance(line, dict):
-                    raise ValueError("not an object")
-            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError too
-                log.warning("%s: damaged line at byte %d passed over: %s", self.path, start, error)
-                line = {}
-            yield line, (start, position, zlib.crc32(raw))
-
-    def holds(self, mark: Mark) -> bool:
-        """Is the line that `mark` names still where it was? Not so after a rewind."""
-        start, end, checksum = mark
-        if not self.path.is_file():
-            return False
-        with self._lock, open(self.path, "rb") as handle:
-            handle.seek(start)
-            return zlib.crc32(handle.read(end - start)) == checksum
-
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def rewind(self, step: int) -> Mark | None:
-        """Drop lines of later steps than `step`. Returns the mark of the last line before the first dropped."""
-        kept: list[Line] = []
-        last: Mark | None = None
-        dropped = False
-        for line, mark in self.read():
-            if _is_later(line, step):
-                dropped = True
-            else:
-                kept.append(line)
-                last = last if dropped else mark
-        if dropped:
-            with self._lock, atomic_write(self.path, "w") as handle:
-                for line in kept:
-                    handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return last
-
-
-def _is_later(line: Line, step: int) -> bool:
-    at = line.get("step")
-    return isinstance(at, int) and at > step and not all(name.startswith(SYSTEM) for name in line.get("metrics", {}))
+METRICS, EVENTS, SENT, SENDING = ".metrics.jsonl", ".events.jsonl", ".sent.json", ".sending.lock"
+REWOUND = ".rewound.json"
+PIPELINE = "pipeline"  # the spool of the run as a whole, and its name
+ROUNDING = 1e-3  # of a value: so far apart other numbers of ranks may be (the promise of an elastic start)
 
 
 class Spool:
     """The journals of one stage, and what of them was sent.
 
-    logs: the folder `workdir/logs`; name: the stage, or `pipeline`. Opening reads; nothing is written but a torn line
-    removed.
+    logs: the folder `workdir/logs`; name: the stage, or `pipeline`; fence: of the stage that is at work. Opening reads;
+    nothing is written but a torn line removed.
     """
 
-    def __init__(self, logs: Path, name: str) -> None:
-        self.logs, self.name = logs, name
-        self.metrics = Journal(logs / (name + METRICS))
-        self.events = Journal(logs / (name + EVENTS))
+    def __init__(self, logs: Path, name: str, fence: Fence | None = None) -> None:
+        self.logs, self.name, self.fence = logs, name, fence or Fence()
+        self.metrics = Journal(logs / (name + METRICS), self.fence)
+        self.events = Journal(logs / (name + EVENTS), self.fence)
+        # step → name → [time, value, how far a value may be from it to be the same]; None: not read
+        self._rewound: dict[str, dict[str, list[float]]] | None = None
         self._lock = threading.Lock()
 
     def begin(self, key: str, new_when_finished: bool = True) -> Line:
@@ -166,8 +88,45 @@ class Spool:
         """Add an event."""
         self.events.append({"kind": kind, "time": round(time.time(), 3), **values})
 
-    def rewind(self, step: int) -> None:
-        """Forget the numbers of later steps than `step`: they will be made again."""
+    def numbers(self, metrics: Mapping[str, float], step: int | None) -> None:
+        """Add numbers. One that was there before a rewind is the first again, with its time."""
+        before = self._taken_back().get(str(step), {})
+        by_time: dict[float, dict[str, float]] = {}
+        now = round(time.time(), 3)
+        for name, value in metrics.items():
+            at, first, *rounding = before.get(name, (now, value))
+            apart = rounding[0] if rounding else 0.0
+            same = math.isclose(first, value, rel_tol=apart) or (math.isnan(first) and math.isnan(value))
+            by_time.setdefault(at if same else now, {})[name] = first if same else value
+        for at, values in by_time.items():
+            self.metrics.append({"step": step, "time": at, "metrics": values})
+
+    def _taken_back(self) -> dict[str, dict[str, list[float]]]:
+        if self._rewound is None:
+            try:
+                self._rewound = json.loads((self.logs / (self.name + REWOUND)).read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError):  # a damaged one costs a point that stands twice
+                self._rewound = {}
+        return self._rewound or {}
+
+    def rewind(self, step: int, rounding: float | None = None) -> None:
+        """Take back the numbers of later steps than `step`: they will be made again.
+
+        rounding: how far, as a share, a number may be from the one taken back and still be that one: ROUNDING where
+        other ranks make it, 0 where it is made of other data; None: as before.
+        """
+        dropped = self.metrics.later(step)
+        if dropped:
+            rewound = {at: points for at, points in self._taken_back().items() if int(at) > step}
+            for line in dropped:
+                points = rewound.setdefault(str(line["step"]), {})
+                for name, value in line["metrics"].items():
+                    known = points.get(name, [])
+                    held = known[2] if len(known) == 3 and known[1] == value else 0.0
+                    points[name] = [line["time"], value, held if rounding is None else rounding]
+            self.fence.check()
+            write_json(self.logs / (self.name + REWOUND), rewound)
+            self._rewound = rewound
         with self._lock:
             last = self.metrics.rewind(step)
             state = self.sent()
@@ -221,14 +180,40 @@ class Spool:
 
     @contextlib.contextmanager
     def only_sender(self) -> Iterator[bool]:
-        """Hold the right to send this spool while the block runs; False when another process has it."""
-        with open(self.logs / f"{self.name}.sending.lock", "ab") as handle:
+        """Hold the right to send this spool while the block runs; False when another process has it.
+
+        Raises: Fenced when another command has taken over.
+        """
+        self.fence.check(within=FENCE_SECONDS)
+        with open(self.logs / (self.name + SENDING), "ab") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
             yield True
+
+    def break_lock(self) -> None:
+        """Take the right to send from a ghost, which may hold it for ever."""
+        (self.logs / (self.name + SENDING)).unlink(missing_ok=True)
+
+    def take_back(self, key: str) -> None:
+        """Bring back the spool of a stage with this key from `logs/previous/`; the one here takes its place there."""
+        began = self.began()
+        if began is not None and began["key"] == key:
+            return
+        old = self.logs / "previous"
+        for path in sorted(old.glob(f"{self.name}-*{EVENTS}")):
+            name = path.name.removesuffix(EVENTS)
+            first = Spool(old, name).began()
+            if first is None or (first["stage"], first["key"]) != (self.name, key):
+                continue
+            if began is not None:
+                self._set_aside()
+            for suffix in (METRICS, SENT, EVENTS):  # events last: until they are here, this begins again
+                if (old / (name + suffix)).exists():
+                    (old / (name + suffix)).rename(self.logs / (self.name + suffix))
+            return
 
     def _set_aside(self) -> None:
         old = self.logs / "previous"
@@ -237,6 +222,8 @@ class Spool:
             number = 1
             while (old / f"{self.name}-{number}{EVENTS}").exists():
                 number += 1
+            (self.logs / (self.name + REWOUND)).unlink(missing_ok=True)
+            self._rewound = None
             # Events last: while they lie in logs/, a move that was cut short begins again with the same number.
             for suffix in (METRICS, SENT, EVENTS):
                 path = self.logs / (self.name + suffix)

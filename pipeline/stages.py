@@ -1,4 +1,4 @@
-"""The stages, what each depends on, and the one way to run them: skip, continue, or set aside and begin.
+"""The stages, and what each depends on; stage_state.py says what is to be done with one.
 
 A stage is a module with `run(recipe, work, tracker) -> Manifest`. It is imported only when there is work to do, so
 that a run whose stages are all done says so within seconds.
@@ -7,18 +7,15 @@ that a run whose stages are all done says so within seconds.
 from __future__ import annotations
 
 import importlib
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest as manifests
 from pipeline.errors import DataError, RecipeError
-from pipeline.files import fingerprint, write_json
-from pipeline.manifest import BUILDING, MANIFEST, Manifest, Work
-from pipeline.recipe import Recipe
+from pipeline.files import fingerprint, sha256_file
+from pipeline.manifest import Manifest, Work
+from pipeline.recipe import Corpus, Recipe
 from pipeline.tracking import Tracker
 
 Settings = dict[str, Any]
@@ -30,7 +27,8 @@ class Stage:
 
     name: as typed (`shard`; `finetune.<task>` for each task). folder: under workdir. needs: stages whose manifests it
     reads. module: where `run` lives. settings: the part of the recipe that decides what it makes. version: raised
-    when the code makes something else from the same input. trains: it runs on every rank of a launcher.
+    when the code makes something else from the same input. trains: it runs on every rank of a launcher. chooses: it
+    only takes the best of what others trained, and starts no ranks.
     """
 
     name: str
@@ -40,39 +38,49 @@ class Stage:
     settings: Callable[[Recipe], Settings]
     version: int = 1
     trains: bool = False
+    chooses: bool = False
     sources: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
 
 
 def stages(recipe: Recipe) -> dict[str, Stage]:
     """The stages of a recipe, in the order in which they run."""
     seed = {"seed": recipe.seed}
-    found = [
+    text = () if recipe.only_imports else ("shard",)  # who brings tokens needs no text
+    pretraining = [
         Stage(
             "shard",
             "text",
             (),
             "pipeline.corpus.shard",
             _shard_settings,
+            version=4 if recipe.corpus.near_duplicates else 3,  # the rest is as it was
             sources=_source_fingerprints,
         ),
         Stage(
             "tokenizer",
             "tokenizer",
-            ("shard",),
+            text,
             "pipeline.tokens.train_tokenizer",
             lambda r: r.tokenizer.settings(),
             sources=_tokenizer_fingerprint,
         ),
         Stage(
-            "tokenize", "tokens", ("shard", "tokenizer"), "pipeline.tokens.tokenize", lambda r: r.tokenize.settings()
+            "tokenize",
+            "tokens",
+            (*text, "tokenizer"),
+            "pipeline.tokens.tokenize",
+            lambda r: r.tokenize.settings() | (seed if r.tokenize.shuffle else {}),
+            version=5,
+            sources=_import_fingerprints,
         ),
         Stage(
             "pretrain",
             "checkpoints",
-            ("tokenizer", "tokenize"),
+            ("tokenizer", *(() if recipe.pretrain.tokens_from else ("tokenize",))),
             "pipeline.train.pretrain",
-            lambda r: {"model": r.model.settings(), "pretrain": r.pretrain.settings(), "weights": _weights(r)} | seed,
+            lambda r: {"model": r.model.settings(), "pretrain": r.pretrain.settings()} | _mix(r) | seed,
             trains=True,
+            sources=_pretrain_fingerprints,
         ),
         Stage(
             "export",
@@ -80,150 +88,73 @@ def stages(recipe: Recipe) -> dict[str, Stage]:
             ("tokenizer", "pretrain"),
             "pipeline.model.export",
             lambda r: {"export": r.export.settings(), "model": r.model.settings()},
+            version=2,
         ),
     ]
+    found = [] if recipe.only_finetunes else pretraining[0 if text else 1 :]
+    pretrained = () if recipe.only_finetunes else (*(text or ("tokenize",)), "export")
     for name, task in recipe.finetune.items():
-        made_from_text = ("shard",) if task.data.startswith("docstring") else ()
-        found.append(
+        made_from_text = ("shard",) if task.reads_text else ()
+        *combinations, _ = recipe.trainings(name)
+        found += [
             Stage(
-                f"finetune.{name}",
-                f"finetune/{name}",
+                f"finetune.{one}",
+                f"finetune/{one}",
                 (*made_from_text, *(() if task.base else ("export",))),
                 "pipeline.train.finetune",
-                lambda r, name=name: r.finetune[name].settings() | seed,  # type: ignore[misc]
+                lambda r, one=one: r.task(one).settings() | seed,  # type: ignore[misc]
                 trains=True,
-                sources=lambda r, name=name: _finetune_fingerprints(r, name),  # type: ignore[misc]
+                sources=lambda r, one=one: _finetune_fingerprints(r, one),  # type: ignore[misc]
             )
-        )
+            for one in combinations or [name]
+        ]
+        if combinations:
+            found.append(
+                Stage(
+                    f"finetune.{name}",
+                    f"finetune/{name}",
+                    tuple(f"finetune.{one}" for one in combinations),
+                    "pipeline.train.grid",
+                    lambda r, name=name: r.task(name).settings() | seed,  # type: ignore[misc]
+                    trains=True,
+                    chooses=True,
+                )
+            )
     found.append(
         Stage(
             "evaluate",
             "evaluation",
-            ("shard", "export", *(f"finetune.{name}" for name in recipe.finetune)),
+            (*pretrained, *(f"finetune.{name}" for name in recipe.finetune)),
             "pipeline.evaluate.evaluate",
             lambda r: r.evaluate.settings() | seed,
+            version=3,
         )
     )
+    if recipe.evaluate.harness.tasks:
+        if recipe.only_finetunes:
+            raise RecipeError(
+                f"evaluate.harness.tasks: the harness measures the language model that a recipe pretrains, and "
+                f"{recipe.name} pretrains none; take them out"
+            )
+        found.append(
+            Stage(
+                "harness",
+                "harness",
+                ("export",),
+                "pipeline.evaluate.harness",
+                lambda r: r.evaluate.harness.settings() | seed,
+                sources=_harness_fingerprints,
+            )
+        )
     return {stage.name: stage for stage in found}
 
 
-def _shard_settings(recipe: Recipe) -> Settings:
-    """All of `corpus` but the sources' weights, which only the training stream reads."""
-    settings = recipe.corpus.settings()
-    sources = [{name: value for name, value in source.items() if name != "weight"} for source in settings["sources"]]
-    return settings | {"sources": sources}
-
-
-def _weights(recipe: Recipe) -> dict[str, float]:
-    return {source.name: source.weight for source in recipe.corpus.sources}
-
-
-def _source_fingerprints(recipe: Recipe) -> dict[str, str]:
-    from pipeline.corpus.sources import source_fingerprint
-
-    if not recipe.corpus.sources:  # told before what another recipe made is set aside
-        raise DataError("corpus.sources is empty; name at least one source of text in the recipe")
-    return {f"source:{source.name}": source_fingerprint(source) for source in recipe.corpus.sources}
-
-
-def _tokenizer_fingerprint(recipe: Recipe) -> dict[str, str]:
-    return {"tokenizer:path": _folder_fingerprint(Path(recipe.tokenizer.path))} if recipe.tokenizer.path else {}
-
-
-def _finetune_fingerprints(recipe: Recipe, name: str) -> dict[str, str]:
-    from pipeline.corpus.sources import path_fingerprint
-
-    task = recipe.finetune[name]
-    files = {"train_files": task.train_files, "validation_files": task.validation_files}
-    found = {label: path_fingerprint(pattern) for label, pattern in files.items() if pattern}
-    return found | ({"base": _folder_fingerprint(Path(task.base))} if task.base else {})
-
-
-def _folder_fingerprint(folder: Path) -> str:
-    """Names, sizes and times of the files of a model directory, which is read as a whole."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give a folder that holds a model or tokenizer.json")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return fingerprint([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
-
-
-# --- state of a stage ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Status:
-    """What would happen to a stage now. state: `done`, `continue` (half-done), `changed` (made with other settings
-    or inputs) or `new`; why: in words; manifest: of a stage that is done."""
-
-    state: str
-    why: str
-    stage: Stage
-    work: Work
-    manifest: Manifest | None = None
-
-
-def status(recipe: Recipe, name: str) -> Status:
-    """Look at a stage's folder without touching it.
-
-    Raises: DataError when a stage it needs has not run, or an output was damaged.
-    """
-    stage = _stage(recipe, name)
-    folder = recipe.workdir / stage.folder
-    inputs = stage.sources(recipe)
-    for need in stage.needs:
-        upstream = recipe.workdir / _stage(recipe, need).folder
-        if not (upstream / MANIFEST).is_file():
-            raise DataError(
-                f"{name}: needs {upstream}, which stage {need} makes; run `pipeline {need.split('.')[0]}` first, "
-                "or `pipeline run` for all stages"
-            )
-        inputs[need] = manifests.load(upstream).fingerprint
-    settings = stage.settings(recipe)
-    key = manifests.stage_key(stage.name, stage.version, settings, inputs)
-    work = Work(stage.name, folder, key, settings, inputs)
-    if (folder / MANIFEST).is_file():
-        made = manifests.load(folder)
-        if made.key == key:
-            manifests.verify(folder, made)
-            return Status(
-                "done", f"made on {made.finished[:16].replace('T', ' ')} from equal inputs", stage, work, made
-            )
-        return Status("changed", _differences(made.settings, made.inputs, settings, inputs), stage, work)
-    if (folder / BUILDING).is_file():
-        try:
-            building = json.loads((folder / BUILDING).read_text(encoding="utf-8"))
-            if building["key"] == key:
-                return Status("continue", "half-done work with equal inputs is here", stage, work)
-            why = _differences(building["settings"], building["inputs"], settings, inputs)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{folder / BUILDING}: damaged ({error}); delete {folder} and run stage {stage.name} again"
-            ) from None
-        return Status("changed", why, stage, work)
-    return Status("new", "not made yet", stage, work)
-
-
-def prepare(recipe: Recipe, found: Status) -> list[str]:
-    """Make a stage's folder ready for `run`; what another recipe made there is kept under previous/.
-
-    Returns lines that tell the person what was done.
-    """
-    work = found.work
-    told: list[str] = []
-    if found.state == "changed" and not _holds_work(work.folder):
-        shutil.rmtree(work.folder)  # an attempt that ended before it made anything
-    elif found.state == "changed":
-        old = _kept_name(recipe.workdir / "previous", work.stage)
-        old.parent.mkdir(parents=True, exist_ok=True)
-        work.folder.rename(old)
-        told.append(
-            f"{work.stage}: {found.why}; what was made before is kept in {old} "
-            f"(to go back to it: the earlier settings, and `mv` it to {work.folder})"
-        )
-    work.folder.mkdir(parents=True, exist_ok=True)
-    if found.state != "continue":
-        write_json(work.folder / BUILDING, {"key": work.key, "settings": work.settings, "inputs": work.inputs})
-    return told
+def named_stage(recipe: Recipe, name: str) -> Stage:
+    """One of the stages. Raises: RecipeError when the recipe has none of that name."""
+    found = stages(recipe)
+    if name not in found:
+        raise RecipeError(f"{name}: not a stage of recipe {recipe.name}; its stages are {', '.join(found)}")
+    return found[name]
 
 
 def load_stage(stage: Stage) -> Callable[[Recipe, Work, Tracker], Manifest]:
@@ -232,39 +163,98 @@ def load_stage(stage: Stage) -> Callable[[Recipe, Work, Tracker], Manifest]:
     return run
 
 
-def _stage(recipe: Recipe, name: str) -> Stage:
-    found = stages(recipe)
-    if name not in found:
-        raise RecipeError(f"{name}: not a stage of recipe {recipe.name}; its stages are {', '.join(found)}")
-    return found[name]
+def _shard_settings(recipe: Recipe) -> Settings:
+    """All of `corpus` but the mix, which only the training stream reads."""
+    settings = recipe.corpus.settings()
+    del settings["mix"]
+    mixed = ("weight", "max_share")
+    sources = [{name: value for name, value in one.items() if name not in mixed} for one in settings["sources"]]
+    return settings | {"sources": sources}
 
 
-def _holds_work(folder: Path) -> bool:
-    return any(path.is_file() and path.name != BUILDING for path in folder.rglob("*"))
+def _mix(recipe: Recipe) -> Settings:
+    """What decides the mix of sources in training."""
+    weights = {source.name: source.weight for source in (*recipe.corpus.sources, *recipe.tokenize.imports)}
+    caps = {source.name: source.max_share for source in recipe.corpus.sources if source.max_share is not None}
+    mix = {"max_share": caps} if caps else {}
+    if recipe.corpus.mix.temperature != 1.0:
+        mix |= recipe.corpus.mix.settings()
+    return {"weights": weights} | ({"mix": mix} if mix else {})
 
 
-def _kept_name(folder: Path, stage: str) -> Path:
-    number = 1
-    while (folder / f"{stage}-{number}").exists():
-        number += 1
-    return folder / f"{stage}-{number}"
+def _source_fingerprints(recipe: Recipe) -> dict[str, str]:
+    from pipeline.corpus.sources import source_fingerprint
+
+    if not recipe.corpus.sources:  # told before what another recipe made is set aside
+        raise DataError("corpus.sources is empty; name at least one source of text in the recipe")
+    found = {f"source:{source.name}": source_fingerprint(source) for source in recipe.corpus.sources}
+    return found | _named_files(recipe.corpus)
 
 
-def _differences(old: Settings, old_inputs: dict[str, str], new: Settings, new_inputs: dict[str, str]) -> str:
-    """Why a stage runs again, in words: the first settings that differ, and the inputs that are new."""
-    before, after = _flat(old), _flat(new)
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    words = [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed[:3]]
-    if len(changed) > 3:
-        words.append(f"and {len(changed) - 3} more settings")
-    words += [
-        f"{name} changed" for name in {**old_inputs, **new_inputs} if old_inputs.get(name) != new_inputs.get(name)
-    ]
-    return ", ".join(words) or "the code of the stage changed"
+def _named_files(corpus: Corpus) -> dict[str, str]:
+    """The content of files that the rules and evaluation sets of a recipe name."""
+    lists = corpus.rules.lists
+    named = {f"list:{key}": path for key in ("blocked_urls", "bad_words") if lists and (path := getattr(lists, key))}
+    named |= {f"language:{path}": path for path in corpus.rules.language_files}
+    found = {}
+    for label, path in named.items():
+        try:
+            found[label] = sha256_file(Path(path))[:32]
+        except OSError as error:
+            raise RecipeError(
+                f"corpus.rules: {label.replace(':', ' ')}: {path}: cannot be read: {error.strerror or error}"
+            ) from None
+    if corpus.decontaminate:
+        from pipeline.corpus.decontamination.items import set_fingerprint
+
+        found |= {f"evaluation:{one.name}": set_fingerprint(one) for one in corpus.decontaminate.sets}
+    return found
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        items = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
-        return {key: item for part in items for key, item in part.items()}
-    return {prefix: json.loads(json.dumps(value))}
+def _tokenizer_fingerprint(recipe: Recipe) -> dict[str, str]:
+    return {"tokenizer:path": _folder_fingerprint(Path(recipe.tokenizer.given))} if recipe.tokenizer.given else {}
+
+
+def _import_fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Names, sizes and times of the token files of other programs."""
+    from pipeline.tokens.imports.files import import_fingerprint
+
+    return {f"import:{one.name}": import_fingerprint(one) for one in recipe.tokenize.imports}
+
+
+def _pretrain_fingerprints(recipe: Recipe) -> dict[str, str]:
+    base, place = recipe.model.base, recipe.pretrain.tokens_from
+    found = {"base": _folder_fingerprint(Path(base))} if base else {}
+    if place is None:
+        return found
+    from pipeline.tokens.cache import index_fingerprint
+
+    return found | {"tokens_from": index_fingerprint(place)}
+
+
+def _finetune_fingerprints(recipe: Recipe, name: str) -> dict[str, str]:
+    from pipeline.corpus.locations import path_fingerprint
+    from pipeline.model.hub import is_hub_name
+
+    task = recipe.task(name)
+    files = {"train_files": task.train_files, "validation_files": task.validation_files}
+    read = path_fingerprint if task.data != "datasets" else str  # a data set is known by its name
+    found = {label: read(pattern) for label, pattern in files.items() if pattern}
+    if task.base and not is_hub_name(task.base):
+        found["base"] = _folder_fingerprint(Path(task.base))
+    return found
+
+
+def _harness_fingerprints(recipe: Recipe) -> dict[str, str]:
+    files = [task for task in recipe.evaluate.harness.tasks if task.endswith((".yaml", ".yml"))]
+    if missing := [task for task in files if not Path(task).is_file()]:
+        raise RecipeError(f"evaluate.harness.tasks: {missing[0]}: no such file; give the path of a task of the harness")
+    return {f"task:{task}": sha256_file(Path(task))[:32] for task in files}
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """Names, sizes and times of the files of a model directory, which is read as a whole."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder that holds a model or tokenizer.json")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return fingerprint([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])

@@ -1,33 +1,36 @@
 #!/usr/bin/env bash
-# Pretrain on a Slurm cluster:  sbatch [SBATCH OPTIONS] slurm/pretrain.sh RECIPE [KEY=VALUE …]
+# Pretrain, then make the model directory:
+#   sbatch [SBATCH OPTIONS] slurm/pretrain.sh [--exclude-bad] RECIPE [KEY=VALUE …]
 #
 # Options given to sbatch win over the ones below:
-#   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 slurm/pretrain.sh 7b
-# The text must have been prepared (stages shard, tokenizer, tokenize): slurm/pipeline.sh does that too.
+#   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-gpu=12 --time=24:00:00 slurm/pretrain.sh 7b
+# --nodes=2-4 takes what there is, and a requeue goes on with what there is then. Say so without --ntasks-per-node, which
+# ties the job to its first number of nodes (Slurm 22.05): ranks follow from the GPUs; without GPUs set
+# HEADWATER_RANKS_PER_NODE and --mincpus.
+# On several nodes `pipeline preflight` looks at each of them first; a bad one is named, and the job fails. With
+# --exclude-bad it goes back to the queue, to be started without them.
+# The text must have been prepared: slurm/prepare.sh does that, slurm/pipeline.sh all of it.
 
-#SBATCH --job-name=headwater        # as squeue shows it
+#SBATCH --job-name=pretrain         # as squeue shows it
 #SBATCH --nodes=1                   # machines
-#SBATCH --ntasks-per-node=1         # ranks a machine: one a GPU (or a group of cores)
 #SBATCH --output=slurm-%x-%j.log    # what the job says; %x: its name, %j: its number
 #SBATCH --open-mode=append          # a requeued job goes on in the same file
 #SBATCH --requeue                   # after preemption or a dead node the job is started again, and continues
-#SBATCH --signal=TERM@120           # two minutes before the time limit the ranks are told to save and stop
+#SBATCH --signal=USR1@180           # three minutes before the time limit all ranks are told to save and stop
 
 set -euo pipefail
-[ $# -gt 0 ] || { echo "usage: sbatch slurm/pretrain.sh RECIPE [KEY=VALUE …]" >&2; exit 2; }
+exclude_bad=no
+if [ "${1:-}" = --exclude-bad ]; then
+    exclude_bad=yes
+    shift
+fi
+# sbatch runs a copy of this file; the others lie where it came from.
+script=$(scontrol show job "${SLURM_JOB_ID:?is not set; this is a job script: sbatch $0 …}" |
+    awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')
+# shellcheck source=slurm/job.sh
+source "$(dirname "$script")/job.sh" "$@"
 
-cd "${SLURM_SUBMIT_DIR:-.}" # paths in recipes are relative to the folder where sbatch was called
-python=${HEADWATER_PYTHON:-$PWD/.venv/bin/python}
-
-# Ranks meet on the first node; the port follows from the job's number, so that two jobs on a node do not collide.
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} # threads a rank: the cores that Slurm gives it
-export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
-
-echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST," \
-    "$OMP_NUM_THREADS threads each; $("$python" --version), $("$python" -m pipeline --version)"
-
-# One task a rank. --kill-on-bad-exit: when a rank dies the step ends, nothing waits for it for ever.
-# exec: Slurm's signals go to srun, which passes them to every rank.
-exec srun --kill-on-bad-exit=1 "$python" -m pipeline pretrain "$@"
+look_at_nodes "$@"
+work on_all pretrain "$@"
+work alone export "$@"
+done_with_it

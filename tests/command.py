@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from subprocess import CompletedProcess
+
+from processes import PATIENCE, run_to_end
 
 PROJECT = Path(__file__).parent.parent
 TINY = PROJECT / "tests" / "end_to_end" / "tiny.yaml"
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "OMPI_", "MLFLOW_", "HEADWATER_")
 
-Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
+Pipeline = Callable[..., CompletedProcess[str]]
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -22,16 +24,12 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 
 def run_pipeline(
-    *words: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None, timeout: float = 600
-) -> subprocess.CompletedProcess[str]:
+    *words: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None, timeout: float = PATIENCE
+) -> CompletedProcess[str]:
     """`pipeline WORDS…` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, words)],
+    return run_to_end(
+        [sys.executable, "-m", "pipeline", *words],
+        timeout,
         cwd=cwd or PROJECT,
         env=dict(environment) if environment is not None else clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        stdin=subprocess.DEVNULL,
     )

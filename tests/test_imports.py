@@ -17,19 +17,32 @@ PACKAGE = PROJECT / "pipeline"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("closing", "dry_run", "run"),
-    ("report", "stages"),
-    ("evaluate.evaluate", "train.pretrain", "train.finetune", "model.export", "tokens.tokenize", "corpus.shard"),
+    ("closing", "dry_run", "generate", "tasks", "run", "status"),
+    ("report", "stage_state", "stages"),
+    (
+        "evaluate.evaluate",
+        "evaluate.harness",
+        "train.pretrain",
+        "train.finetune",
+        "train.grid",
+        "model.export",
+        "tokens.tokenize",
+        "corpus.shard",
+    ),
     ("evaluate",),
     ("train",),
     ("model", "tokens", "corpus"),
     ("tracking", "cluster"),
-    ("delivery", "lineage", "registered", "spool", "system_metrics"),
-    ("config", "manifest", "recipe", "progress", "locks", "files"),
+    ("mlflow_store",),
+    ("delivery", "lineage", "registered", "spool", "journal", "system_metrics"),
+    ("typed",),
+    ("config", "manifest", "recipe", "progress", "locks", "owner", "files"),
+    ("settings",),
     ("errors",),
+    ("printable", "memory"),
     ("__init__",),
 )
-DOORS = {"deepspeed": "train/engine.py", "mlflow": "tracking.py"}
+DOORS = {"deepspeed": "train/engine.py", "mlflow": "mlflow_store.py"}
 ROOMS_APART = {("model", "train"), ("corpus", "tokens"), ("model", "tokens"), ("corpus", "model")}
 HEAVY = ("torch", "transformers", "deepspeed", "mlflow", "datasets", "pyarrow", "sklearn", "matplotlib", "numpy")
 

@@ -57,7 +57,7 @@ def quickstart(place: Path, path: Path, **environment: str) -> tuple[int, str]:
         env={"PATH": str(path), "HOME": str(place), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     return done.returncode, done.stderr
@@ -119,7 +119,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("needs to mount a small disk (root)")
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_no_room(small_disk: Path, tmp_path: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import load_recipe
+from pipeline.dry_run import dry_run_lines
 from pipeline.errors import DataError, RecipeError
 from pipeline.lineage import folder_of
-from pipeline.manifest import BUILDING
+from pipeline.manifest import BUILDING, MANIFEST
 from pipeline.recipe import Recipe
-from pipeline.stages import load_stage, prepare, stages, status
+from pipeline.spool import Spool, spools
+from pipeline.stage_state import _differences, prepare, status, take_back
+from pipeline.stages import load_stage, stages
 
 
 @pytest.fixture
@@ -59,12 +61,47 @@ def test_a_changed_setting_is_named_and_what_was_made_is_kept(recipe_file: Path)
     assert "previous/shard-1" in told
     assert (changed.workdir / "previous" / "shard-1" / "out").read_bytes() == b"x"
     assert not (changed.workdir / "text" / "out").exists()
+
+
+def test_a_changed_source_is_named_without_its_password(recipe_file: Path) -> None:
+    first = [{"name": "web", "type": "text", "path": f"s3://key:hidden@{'x' * 300}/a"}, {"name": "b", "type": "text"}]
+    second = [first[0] | {"path": "s3://key:hidden@y/b"}, first[1] | {"type": "mail"}]
+    told = _differences({"sources": first}, {}, {"sources": second}, {})
+    assert (
+        "sources.web.path was 's3://…@xxx" in told and "is 's3://…@y/b', sources.b.type was 'text', is 'mail'" in told
+    )
+    assert "hidden" not in told and len(told) < 400
+    told = _differences({"sources": first}, {}, {"sources": first[::-1]}, {})
+    assert told == "sources.(order) was ['web', 'b'], is ['b', 'web']"
+
+
+def test_with_the_earlier_settings_the_earlier_work_and_its_numbers_are_back(recipe_file: Path) -> None:
+    first, changed = load(recipe_file), load(recipe_file, "corpus.rules.min_words=3")
+    logs = first.workdir / "logs"
+    assert take_back(first, status(first, "shard")) == []
+    for recipe, loss in ((first, 1.0), (changed, 2.0)):
+        Spool(logs, "shard").begin(status(recipe, "shard").work.key)
+        Spool(logs, "shard").numbers({"loss": loss}, 1)
+        assert take_back(recipe, status(recipe, "shard")) == []
+        finish(recipe, "shard")
+    for recipe, loss in ((first, 1.0), (changed, 2.0), (first, 1.0)):
+        assert any("shard                take back" in line for line in dry_run_lines(recipe, ("shard",)))
+        told = take_back(recipe, status(recipe, "shard"))
+        assert "what was made before is kept in" in told[0] and "are back" in told[1]
+        assert status(recipe, "shard").state == "done"
+        assert [line["metrics"] for line, _ in Spool(logs, "shard").metrics.read()] == [{"loss": loss}]
+    assert len(list((first.workdir / "previous").iterdir())) == 1
+    assert len(spools(logs)) == 2
+
+
+def test_half_done_work_is_taken_back_too(recipe_file: Path) -> None:
+    first, changed = load(recipe_file), load(recipe_file, "corpus.rules.min_words=3")
+    prepare(first, status(first, "shard"))
+    (first.workdir / "text" / "part").write_bytes(b"half")
     finish(changed, "shard")
-    prepare(load(recipe_file), status(load(recipe_file), "shard"))
-    assert (changed.workdir / "previous" / "shard-2").is_dir()
-    shutil.rmtree(changed.workdir / "text")
-    (changed.workdir / "previous" / "shard-1").rename(changed.workdir / "text")  # as the line says
-    assert status(load(recipe_file), "shard").state == "done"
+    assert take_back(first, status(first, "shard"))
+    assert status(first, "shard").state == "continue"
+    assert (first.workdir / "text" / "part").read_bytes() == b"half"
 
 
 def test_an_attempt_that_made_nothing_is_not_kept(recipe_file: Path) -> None:
@@ -96,6 +133,28 @@ def test_a_damaged_note_of_half_done_work_is_named(recipe_file: Path, content: s
     (found.work.folder / BUILDING).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=rf"{BUILDING}: damaged .* delete .*/text and run stage shard again"):
         status(load(recipe_file), "shard")
+
+
+@pytest.mark.parametrize("meanwhile", ["finished", "moved away"])
+def test_a_stage_that_another_command_finishes_or_moves_while_we_look(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Just when this one has seen that there is no manifest."""
+    recipe = load(recipe_file)
+    found = status(recipe, "shard")
+    prepare(recipe, found)
+    folder, is_file = found.work.folder, Path.is_file
+
+    def seen(path: Path) -> bool:
+        answer = is_file(path)
+        if path == folder / MANIFEST and not answer and folder.is_dir():
+            monkeypatch.undo()
+            found.work.finish([]) if meanwhile == "finished" else folder.rename(folder.parent / "away")
+        return answer
+
+    monkeypatch.setattr(Path, "is_file", seen)
+    assert status(recipe, "shard").state == "continue"  # as it was a moment ago
+    assert status(recipe, "shard").state == ("done" if meanwhile == "finished" else "new")
 
 
 def test_half_done_work_of_another_recipe_is_set_aside(recipe_file: Path) -> None:

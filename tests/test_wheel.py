@@ -17,7 +17,8 @@ def test_the_wheel_holds_recipes_and_configs(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")  # our own build
-    data = [path for path in (PROJECT / "pipeline").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    data = [path for path in (PROJECT / "pipeline").rglob("*") if path.is_file() and path.suffix != ".py"]
+    data = [path for path in data if path.parent.name != "__pycache__"]  # compiled functions too are kept there
     for path in [*data, *(PROJECT / "pipeline").rglob("*.py")]:
         assert path.relative_to(PROJECT).as_posix() in names
     for path in (PROJECT / "ds_configs").glob("*.json"):

@@ -44,11 +44,6 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def default_ranks() -> int:
-    """Processes on this machine when no launcher is used: one a GPU, or one a core (at most 2) without GPUs."""
-    return gpu_count() or min(2, cores())
-
-
 def find_device(ranks: Ranks) -> Device:
     """The device of this rank; sets torch's threads on a CPU and the current GPU on a GPU machine.
 
@@ -90,8 +85,12 @@ def processor_has_fast_bf16() -> bool:
 
     Read from its flags, not measured: the same machine must always choose alike, or a resumed run would differ.
     """
-    flags = next((value.split() for key, value in _cpuinfo() if key in ("flags", "Features")), [])
-    return bool({"amx_bf16", "avx512_bf16", "bf16"} & set(flags))
+    return bool({"amx_bf16", "avx512_bf16", "bf16"} & set(processor_flags()))
+
+
+def processor_flags() -> list[str]:
+    """What the processor says it can do; empty where that is not known."""
+    return next((value.split() for key, value in _cpuinfo() if key in ("flags", "Features")), [])
 
 
 def _cpuinfo() -> list[tuple[str, str]]:
@@ -119,7 +118,7 @@ def matmul_peak(device: Device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
     best, began = float("inf"), time.perf_counter()
     a @ b
-    while time.perf_counter() - began < PEAK_SECONDS:
+    while best == float("inf") or time.perf_counter() - began < PEAK_SECONDS:  # once at least, on a busy machine too
         start = time.perf_counter()
         a @ b
         if device.kind == "cuda":

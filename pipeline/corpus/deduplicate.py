@@ -7,6 +7,7 @@ the hashes, and the validation set is what hashes below a limit, its bound in by
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy.typing as npt
 # high, low: the hash. bytes: of the text in UTF-8. after: bytes read from the split up to this document's end.
 # record: its place among the split's records.
 INDEX = np.dtype([("high", "<u8"), ("low", "<u8"), ("bytes", "<u8"), ("after", "<u8"), ("record", "<u8")])
+BYTES_A_ROW = 128  # in memory, while a partition is sorted
 PARTITION_ROWS = 1 << 22  # documents looked at together: about 0.5 GB
 _HASHES = 1 << 64
 
@@ -85,7 +87,7 @@ def find_duplicates(
     drop_duplicates: bool,
     partition_rows: int = PARTITION_ROWS,
 ) -> int:
-    """Mark copies in `duplicate` (one flag a record, the parts' records one after another, all False at first).
+    """Mark copies in `duplicate` (one flag a record, the parts' records one after another); what is marked is left out.
 
     Also shows the documents that stay to `held_out`. Returns how many documents there were.
     Memory: partition_rows documents; the indexes and, if mapped, the flags stay on disk.
@@ -104,6 +106,8 @@ def find_duplicates(
         order = np.lexsort((place, rows["low"], rows["high"]))
         rows, place = rows[order], place[order]
         seen += len(rows)
+        there = ~duplicate[place]
+        rows, place = rows[there], place[there]
         if drop_duplicates:
             copy = np.zeros(len(rows), dtype=np.bool_)
             copy[1:] = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
@@ -123,8 +127,8 @@ def _slices(
     """The rows of each part whose hash is from `low` to `high`, with their places among all records."""
     for part, offset in zip(parts, offsets, strict=False):
         index = np.load(part.index, mmap_mode="r")
-        start = int(np.searchsorted(index["high"], np.uint64(low), "left"))
-        end = int(np.searchsorted(index["high"], np.uint64(high), "right"))
+        keys = index["high"]  # not for np.searchsorted, which would read all of it
+        start, end = bisect.bisect_left(keys, low), bisect.bisect_right(keys, high)
         rows = np.array(index[start:end])
         rows = rows[rows["after"] <= np.uint64(part.budget)]
         if len(rows):

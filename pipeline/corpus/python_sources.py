@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pipeline.corpus.compressed import open_stream
 from pipeline.corpus.document import Document, Dropped, drop
-from pipeline.corpus.readers import MAX_RECORD_BYTES, whole_file
-from pipeline.corpus.sources import Item
+from pipeline.corpus.locations import Item
+from pipeline.corpus.readers.records import MAX_RECORD_BYTES, oversized
 from pipeline.errors import DataError
 from pipeline.recipe import PythonSource
 
@@ -81,18 +81,20 @@ def _package_root(source: PythonSource, package: str) -> Path:
 
 def read_python(source: PythonSource, item: Item) -> Iterator[Document | Dropped]:
     """One document a file: its source, or its docstrings. Metadata: `package` and `path` in it."""
-    with open_stream(Path(item.path)) as handle:
+    with open_stream(item.path) as handle:
         content = handle.read(MAX_RECORD_BYTES + 1)
-    document = whole_file(source.name, item, content.removeprefix(b"\xef\xbb\xbf"), source.language)
-    if isinstance(document, Document):
-        package, _, path = item.name.partition("/")
-        document.metadata = {"package": package, "path": path}
-        if source.content == "docstrings":
-            try:
-                document.text = _docstrings(document.text)
-            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-                yield drop(document, "not_python", " ".join(str(error).split())[:200], None)
-                return
+    if len(content) > MAX_RECORD_BYTES:
+        yield oversized(source.name, item.name, max(item.size, len(content)))
+        return
+    package, _, path = item.name.partition("/")
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")  # Python's own default, and no guess
+    document = Document(text, item.name, source.name, source.language, {"package": package, "path": path})
+    if source.content == "docstrings":
+        try:
+            document.text = _docstrings(document.text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            yield drop(document, "not_python", " ".join(str(error).split())[:200], None)
+            return
     yield document
 
 

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from typing import TypeVar
 
+from pipeline.cluster.parent import die_with_parent
 from pipeline.errors import EnvironmentFault, Stopped
 from pipeline.progress import Progress
 
@@ -28,15 +27,18 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Work = Callable[[Task, Callable[[int], None]], Result]  # a task, and what to tell of progress
 _SECONDS = 0.5  # between two looks at the workers' progress
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the workers share with their parent: bytes of input done by all, a sign to stop, the parent's process id."""
+    """What the workers share with their parent; without locks, since a worker may be killed while it holds one.
 
-    done: Synchronized[int]
-    stop: Event
+    done: bytes of input done, a number for each task that is under way; one task at a time adds to it.
+    stop: not 0 when the workers are to stop. parent: its process id.
+    """
+
+    done: ctypes.Array[ctypes.c_uint64]
+    stop: ctypes.c_uint64
     parent: int
 
 
@@ -52,7 +54,8 @@ class Workers:
         self._window = 2 * count
         if count > 1:
             context = multiprocessing.get_context("spawn")
-            self._shared = Shared(context.Value(ctypes.c_uint64, 0), context.Event(), os.getpid())
+            done, stop = context.RawArray(ctypes.c_uint64, self._window), context.RawValue(ctypes.c_uint64, 0)
+            self._shared = Shared(done, stop, os.getpid())
             self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(self._shared,))
 
     def run(self, work: Work[Task, Result], tasks: Iterable[Task], bar: Progress) -> Iterator[Result]:
@@ -67,13 +70,13 @@ class Workers:
                 yield work(task, bar.advance)
             return
         running: deque[Future[Result]] = deque()
-        waiting = iter(tasks)
-        shown = int(self._shared.done.value)
+        waiting = enumerate(tasks)
+        shown = sum(self._shared.done)
         try:
             while True:
-                for task in itertools.islice(waiting, self._window - len(running)):
-                    with _interrupts_held():
-                        running.append(self._pool.submit(_work, work, task))
+                for number, task in itertools.islice(waiting, self._window - len(running)):
+                    with _interrupts_held():  # a slot is free again once the result of its last task is taken
+                        running.append(self._pool.submit(_work, work, task, number % self._window))
                 if not running:
                     return
                 while wait([running[0]], timeout=_SECONDS).not_done:
@@ -91,7 +94,7 @@ class Workers:
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None and self._shared is not None:
-            self._shared.stop.set()
+            self._shared.stop.value = 1
             self._pool.shutdown(cancel_futures=True)
 
 
@@ -106,7 +109,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _show(bar: Progress, shared: Shared, shown: int) -> int:
-    now = int(shared.done.value)
+    now = sum(shared.done)
     bar.advance(now - shown)
     return now
 
@@ -121,21 +124,16 @@ def _start_worker(shared: Shared) -> None:
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if sys.platform == "linux":  # a parent that is killed cannot end its workers, who would write beside its successor
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != shared.parent:
-        os._exit(1)
+    die_with_parent(shared.parent)()  # a killed parent cannot end its workers, who would write beside its successor
 
 
-def _work(work: Work[Task, Result], task: Task) -> Result:
-    return work(task, _advance)
+def _work(work: Work[Task, Result], task: Task, slot: int) -> Result:
+    return work(task, functools.partial(_advance, slot))
 
 
-def _advance(amount: int) -> None:
+def _advance(slot: int, amount: int) -> None:
     """Raises: Stopped when the parent has met an error, or was interrupted: it waits for its workers."""
     assert _shared is not None
-    if _shared.stop.is_set():
+    if _shared.stop.value:
         raise Stopped("the other tasks were ended")
-    if amount:
-        with _shared.done.get_lock():
-            _shared.done.value += amount
+    _shared.done[slot] += amount

@@ -9,8 +9,9 @@ from typing import Any
 from pipeline.cluster.device import find_device
 from pipeline.cluster.ranks import ALONE
 from pipeline.errors import DataError
-from pipeline.evaluate.generate import GenerationSettings, context_length, encode_messages, stream_ids
-from pipeline.model.directory import load_causal_model
+from pipeline.evaluate.generate import GenerationSettings, context_length, encode_messages
+from pipeline.evaluate.streaming import stream_ids
+from pipeline.model.directory import load_text_model
 from pipeline.progress import log
 
 PROMPT = "you> "
@@ -25,7 +26,7 @@ def chat(model_dir: Path, system: str | None = None, **options: Any) -> None:
     Raises: DataError for a folder without a usable model or chat template.
     """
     settings = GenerationSettings(**options)
-    model, tokenizer = load_causal_model(model_dir, device=str(find_device(ALONE).torch_device))
+    model, tokenizer = load_text_model(model_dir, device=str(find_device(ALONE).torch_device))
     start = [{"role": "system", "content": system}] if system else []
     encode_messages(tokenizer, [*start, {"role": "user", "content": "?"}])  # refuse now, not after the first message
     if sys.stdin.isatty():

@@ -7,11 +7,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import manifest as manifests
+from pipeline.corpus.document import Document, utf8_bytes
 from pipeline.corpus.text_tars import read_text_tar, text_tars
 from pipeline.errors import DataError
+from pipeline.tokens.data import TokenData
+from pipeline.tokens.encode import Encoder
 from pipeline.tokens.text_sizes import by_source
+from pipeline.tokens.token_tars import documents as token_documents
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class HeldOutText:
     tars: tuple[Path, ...]
     to_read: int
 
-    def texts(self) -> Iterator[str]:
-        """The documents' texts, one at a time.
+    def documents(self) -> Iterator[Document]:
+        """The documents, one at a time.
 
         Raises: DataError when a tar is damaged.
         """
@@ -37,7 +42,45 @@ class HeldOutText:
                 if taken and taken + size > self.to_read:
                     return
                 taken += size
-                yield document.text
+                yield document
+
+
+@dataclass(frozen=True)
+class HeldOutTokens:
+    """The same of an imported source, whose text is had by decoding."""
+
+    source: str
+    data: TokenData
+    encoder: Encoder
+    to_read: int
+
+    def documents(self) -> Iterator[Document]:
+        """The documents, one at a time, without end-of-text. Raises: DataError when a tar is damaged."""
+        taken = 0
+        for shard in self.data.index.parts["validation"][self.source]:
+            for number, ids in enumerate(token_documents(Path(self.data.folder), shard, self.data.index.dtype)):
+                text = self.encoder.decode(ids[:-1] if ids[-1] == self.data.eos_id else ids)
+                size = utf8_bytes(text)
+                if taken and taken + size > self.to_read:
+                    return
+                taken += size
+                yield Document(text, f"{shard.file}:{number}", self.source)
+
+
+def held_out_tokens(tokens_folder: Path, encoder: Encoder, max_bytes: int | None) -> list[HeldOutTokens]:
+    """As held_out_text, where there is no text but tokens that were imported. Raises: DataError as it does."""
+    data = TokenData.open(tokens_folder)
+    total = data.bytes("validation")
+    if not total:
+        raise DataError(
+            f"{tokens_folder}: no document was held out, so there is nothing to evaluate on; raise `validation` of "
+            "tokenize.imports"
+        )
+    sizes = {source: data.bytes("validation", source) for source in data.sources("validation")}
+    return [
+        HeldOutTokens(source, data, encoder, size if max_bytes is None else min(size, -(-max_bytes * size // total)))
+        for source, size in sizes.items()
+    ]
 
 
 def held_out_text(text_folder: Path, max_bytes: int | None) -> list[HeldOutText]:
@@ -67,11 +110,13 @@ def held_out_text(text_folder: Path, max_bytes: int | None) -> list[HeldOutText]
     ]
 
 
-def read_examples(path: Path, fields: tuple[str, ...], limit: int | None = None) -> list[dict[str, str]]:
+def read_examples(
+    path: Path, fields: tuple[str, ...], limit: int | None = None, optional: tuple[str, ...] = ()
+) -> list[dict[str, str]]:
     """Examples of a task, as its fine-tuning prepared them.
 
     Args: path, JSON lines; fields, the keys that are read; limit, at most so many, chosen by a hash of their `id` and
-    kept in the file's order.
+    kept in the file's order; optional, keys that are read where they stand.
     Raises: DataError naming the file, and the line where one is broken.
     """
     found: list[dict[str, str]] = []
@@ -81,7 +126,8 @@ def read_examples(path: Path, fields: tuple[str, ...], limit: int | None = None)
             for number, line in enumerate(lines, start=1):
                 try:
                     value = json.loads(line)
-                    found.append({field: str(value[field]) for field in fields})
+                    present = (*fields, *(field for field in optional if field in value))
+                    found.append({field: _as_text(value[field]) for field in present})
                 except (json.JSONDecodeError, KeyError, TypeError) as error:
                     wanted = ", ".join(fields)
                     raise DataError(f"{path}:{number}: not an example with {wanted} ({error}); {remedy}") from None
@@ -91,6 +137,11 @@ def read_examples(path: Path, fields: tuple[str, ...], limit: int | None = None)
         return found
     chosen = sorted(range(len(found)), key=lambda index: _hash(found[index]["id"]))[:limit]
     return [found[index] for index in sorted(chosen)]
+
+
+def _as_text(value: Any) -> str:
+    """Text as it is; several labels, and numbers, as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _hash(identity: str) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,12 +24,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from pipeline.corpus.document import Document, in_batches, utf8_bytes
 from pipeline.errors import DataError
 from pipeline.progress import Progress
 from pipeline.tokens.encode import Encoder
 
 Tokens = NDArray[np.int64]
-ENCODE_BYTES = 1 << 17  # characters of text that are encoded at once
+ENCODE_CHARACTERS = 1 << 17  # characters of text that are encoded at once
 LOGITS = 1 << 26  # logits that are held at once: 256 MiB in fp32, as much again for their softmax
 
 
@@ -67,31 +69,42 @@ class Cost:
         }
 
 
-def text_cost(
-    model: nn.Module, encoder: Encoder, texts: Iterable[str], *, context: int, stride: int, batch: int, bar: Progress
-) -> Cost:
-    """Cost of a text for a Hugging Face causal model.
+def document_costs(
+    model: nn.Module,
+    encoder: Encoder,
+    documents: Iterable[Document],
+    *,
+    context: int,
+    stride: int,
+    batch: int,
+    bar: Progress,
+) -> Iterator[tuple[Document, Cost]]:
+    """What each document of a text costs a Hugging Face causal model, its end-of-text token included, in order.
 
-    Args: texts, documents in order; context, tokens that the model sees at most; stride, how far the window slides
-    (at most context); batch, windows at once; bar, advanced by bytes of text.
+    Args: documents, in order, which are read one after another as one stream; context, tokens that the model sees at
+    most; stride, how far the window slides (at most context); batch, windows at once; bar, advanced by bytes of text.
     """
-    counted = {"bytes": 0, "documents": 0}
+    waiting: deque[tuple[Document, int, int]] = deque()  # read but not scored whole: document, its bytes and targets
 
     def stream() -> Iterator[Tokens]:
         yield np.array([encoder.eos_id])
-        for group in _groups(texts):
-            for tokens in encoder.encode(group):
+        for group in in_batches(documents, ENCODE_CHARACTERS):
+            for document, tokens in zip(group, encoder.encode([one.text for one in group]), strict=True):
+                size = utf8_bytes(document.text)
+                waiting.append((document, size, len(tokens) + 1))
                 yield np.append(tokens.astype(np.int64), encoder.eos_id)
-            size = sum(len(text.encode()) for text in group)
-            counted["bytes"] += size
-            counted["documents"] += len(group)
-            bar.advance(size)
+                bar.advance(size)
 
-    nats, tokens = 0.0, 0
+    nats, scored_before = 0.0, 0  # of the first document that waits
     for inputs, scored in batches(windows(stream(), context, stride), batch):
-        nats += float(negative_log_likelihoods(model, inputs, scored).sum(dtype=torch.float64))
-        tokens += scored * len(inputs)
-    return Cost(nats, tokens, **counted)
+        losses = negative_log_likelihoods(model, inputs, scored).flatten().double().cpu()
+        while waiting and scored_before + len(losses) >= waiting[0][2]:
+            document, size, targets = waiting.popleft()
+            own, losses = losses[: targets - scored_before], losses[targets - scored_before :]
+            yield document, Cost(nats + float(own.sum()), targets, size, 1)
+            nats, scored_before = 0.0, 0
+        nats += float(losses.sum())
+        scored_before += len(losses)
 
 
 def windows(stream: Iterable[Tokens], context: int, stride: int) -> Iterator[tuple[Tokens, int]]:
@@ -140,17 +153,3 @@ def negative_log_likelihoods(model: nn.Module, inputs: Tokens, scored: int) -> t
         losses = functional.cross_entropy(logits.flatten(0, 1).float(), part[:, -scored:].flatten(), reduction="none")
         found.append(losses.view(len(part), scored))
     return torch.cat(found)
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in groups of about ENCODE_BYTES characters, so that few calls encode them and memory stays bounded."""
-    group: list[str] = []
-    size = 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= ENCODE_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group

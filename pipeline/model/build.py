@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from pipeline.errors import DataError
 from pipeline.model.transformer import Transformer, ffn_width
 from pipeline.recipe import ModelSettings
 
@@ -27,6 +28,20 @@ def build_model(settings: ModelSettings, vocab_size: int, seed: int) -> nn.Modul
         return kind(settings, vocab_size)
 
 
+def rows_of_embedding(settings: ModelSettings, words: int) -> int:
+    """Rows of the embedding for a tokenizer of so many words: as set, else as many.
+
+    Raises: DataError when the model has fewer.
+    """
+    if settings.vocab_size is not None and settings.vocab_size < words:
+        where = f"{settings.base} has" if settings.base else "model.vocab_size is"
+        raise DataError(
+            f"the tokenizer has {words:,} words, but {where} {settings.vocab_size:,}; use the model's own tokenizer "
+            "(tokenizer.path), or raise model.vocab_size"
+        )
+    return settings.vocab_size or words
+
+
 def parameter_count(settings: ModelSettings, vocab_size: int) -> int:
     """Number of trained weights; a tied embedding counts once."""
     dim, vocabulary = settings.dim, vocab_size * settings.dim
@@ -34,7 +49,10 @@ def parameter_count(settings: ModelSettings, vocab_size: int) -> int:
     if settings.architecture == "lstm":
         # four gates read input and state, two bias vectors each (torch.nn.LSTM), a LayerNorm before each and at the end
         return embeddings + settings.layers * (8 * dim * dim + 8 * dim + 2 * dim) + 2 * dim
-    return embeddings + settings.layers * (_block_matrices(settings) + 2 * dim) + dim
+    width = settings.head_width
+    biases = (settings.heads + 2 * (settings.kv_heads or settings.heads)) * width if settings.qkv_bias else 0
+    norms = 2 * dim + (2 * width if settings.qk_norm else 0)
+    return embeddings + settings.layers * (_block_matrices(settings) + biases + norms) + dim
 
 
 def flops_per_token(settings: ModelSettings, vocab_size: int, seq_len: int) -> float:
@@ -51,12 +69,14 @@ def flops_per_token(settings: ModelSettings, vocab_size: int, seq_len: int) -> f
     if settings.architecture == "lstm":
         matmul, attention = settings.layers * 8 * settings.dim * settings.dim, 0
     else:
-        matmul, attention = settings.layers * _block_matrices(settings), 6 * settings.layers * seq_len * settings.dim
+        width = settings.heads * settings.head_width
+        matmul, attention = settings.layers * _block_matrices(settings), 6 * settings.layers * seq_len * width
     return 6.0 * (matmul + vocab_size * settings.dim) + attention
 
 
 def _block_matrices(settings: ModelSettings) -> int:
     """Weights of one Transformer layer's matrices."""
-    head_dim = settings.dim // settings.heads
-    attention = 2 * settings.dim * settings.dim + 2 * settings.dim * head_dim * (settings.kv_heads or settings.heads)
+    queries = settings.heads * settings.head_width
+    keys = settings.head_width * (settings.kv_heads or settings.heads)
+    attention = 2 * settings.dim * queries + 2 * settings.dim * keys
     return attention + 3 * settings.dim * ffn_width(settings)

@@ -1,6 +1,6 @@
 """Open a model directory (Hugging Face layout), ours or anyone's, with one clear line when it cannot be used.
 
-Only safetensors are read, no code from the directory is run, and the network is not asked.
+Only safetensors are read, the network is not asked, and no code from the directory is run unless the caller says so.
 """
 
 from __future__ import annotations
@@ -9,10 +9,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, Stopped
 from pipeline.progress import log
 
 LSTM = "headwater_lstm"
+# Ends of the names of architectures that write no text.
+SILENT = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForMultipleChoice",
+    "ForQuestionAnswering",
+    "ForMaskedLM",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -48,7 +58,7 @@ def check_model_directory(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, remote_code: bool = False) -> Any:
     """The tokenizer of a model directory; where it has no padding token, its end-of-text token serves.
 
     Raises: DataError.
@@ -57,7 +67,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     _quiet()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=remote_code, local_files_only=True)
     except Exception as error:  # transformers raises any kind for a damaged tokenizer
         raise DataError(f"{folder}: its tokenizer cannot be read ({_first_line(error)})") from error
     if tokenizer.pad_token_id is None:
@@ -73,10 +83,35 @@ def load_causal_model(folder: Path, dtype: str = "float32", device: str = "cpu")
     return load_model(folder, "AutoModelForCausalLM", dtype, device), load_tokenizer(folder)
 
 
-def load_model(folder: Path, auto_class: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Any:
+def load_text_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """Load whatever writes text, causal or encoder–decoder, and its tokenizer: (model in eval mode, tokenizer).
+
+    Raises: DataError when the folder is no usable model, or one that writes no text: a classifier, an encoder.
+    """
+    config = check_model_directory(folder)
+    kind = str(next(iter(config.get("architectures") or []), ""))
+    if kind.endswith(SILENT) and not (kind.endswith("PreTraining") and config.get("is_encoder_decoder")):
+        raise DataError(
+            f"{folder}: {kind} labels or reads text and writes none; give the folder of a causal or an "
+            "encoder–decoder model"
+        )
+    auto = "AutoModelForSeq2SeqLM" if config.get("is_encoder_decoder") else "AutoModelForCausalLM"
+    return load_model(folder, auto, dtype, device), load_tokenizer(folder)
+
+
+def load_model(
+    folder: Path,
+    auto_class: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    remote_code: bool = False,
+    new_head: bool = False,
+    **options: Any,
+) -> Any:
     """Load a model directory with a class of `transformers` (AutoModel…) or of model/lstm.py, in eval mode.
 
-    options go to `from_pretrained`.
+    remote_code: whether Python code in the directory may run. new_head: a task's own layer of another size is drawn
+    anew. options go to `from_pretrained`.
     Raises: DataError when files are missing or damaged, or weights are missing or of another shape than config.json
     says.
     """
@@ -95,17 +130,27 @@ def load_model(folder: Path, auto_class: str, dtype: str = "float32", device: st
             str(folder),
             dtype=getattr(torch, dtype),
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=remote_code,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, in one line
             **options,
         )
+    except Stopped:  # a signal came meanwhile
+        raise
     except Exception as error:  # transformers, safetensors and the config's own checks raise any kind
         raise DataError(
             f"{folder}: cannot be loaded as {auto_class} (model_type {config['model_type']}): {_first_line(error)}"
         ) from error
-    head = ("score.", "classifier.", "pre_classifier.", "pooler.")  # a new task's own layer starts fresh
+    # A new task's own layer starts fresh.
+    head = ("score.", "classifier.", "pre_classifier.", "pooler.", "classification_head.")
     missing = [name for name in sorted(found["missing_keys"]) if not any(part in name for part in head)]
+    for name, held, wanted in sorted(found["mismatched_keys"]):
+        if not (new_head and any(part in name for part in head)):
+            raise DataError(
+                f"{folder}: {name} is {tuple(held)} in its weights and {tuple(wanted)} by its config.json; "
+                "they do not belong together"
+            )
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}; the model would start at random"

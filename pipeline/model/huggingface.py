@@ -1,4 +1,4 @@
-"""Our weights as Hugging Face's, and Hugging Face's Llama weights as ours.
+"""Our weights as Hugging Face's, and those of Hugging Face's Llama, Qwen2 and Qwen3 as ours.
 
 Each of our tensors is one of theirs, or a stack of two or three of theirs: nothing is transposed or permuted, so that
 a round trip is the identity, bit for bit.
@@ -6,16 +6,19 @@ a round trip is the identity, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch import Tensor, cat, split
+from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.model.transformer import ffn_width
+from pipeline.model.weight_files import WeightFiles
 from pipeline.recipe import ModelSettings
 
 Weights = dict[str, Tensor]
+Read = Callable[[str], Tensor]
 
 # ours → theirs, inside a layer; several of theirs are stacked, in this order, along the rows
 LAYER = {
@@ -26,11 +29,16 @@ LAYER = {
     "feed_forward.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "feed_forward.down.weight": ("mlp.down_proj.weight",),
 }
-OUTSIDE = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
+QWEN2 = {"attention.qkv.bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")}
+QWEN3 = {
+    "attention.query_norm.weight": ("self_attn.q_norm.weight",),
+    "attention.key_norm.weight": ("self_attn.k_norm.weight",),
+}
 
 
 def to_config(settings: ModelSettings, vocab_size: int, tokens: Mapping[str, int | None], dtype: str) -> Any:
-    """The `transformers` config of a model: LlamaConfig, or HeadwaterLstmConfig for the recurrent baseline.
+    """The `transformers` config of a model: of Llama, Qwen2 (qkv_bias) or Qwen3 (qk_norm), or HeadwaterLstmConfig for
+    the recurrent baseline.
 
     tokens: bos_token_id, eos_token_id and pad_token_id of the tokenizer. dtype: of the stored weights (torch name).
     """
@@ -49,104 +57,112 @@ def to_config(settings: ModelSettings, vocab_size: int, tokens: Mapping[str, int
             dtype=dtype,
             **tokens,
         )
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
+    return _attention_config(settings)(
         vocab_size=vocab_size,
         hidden_size=settings.dim,
         intermediate_size=ffn_width(settings),
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.kv_heads or settings.heads,
+        head_dim=settings.head_width,
         max_position_embeddings=settings.max_seq_len,
         rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         rms_norm_eps=settings.norm_eps,
         initializer_range=settings.init_std,
         tie_word_embeddings=settings.tied_embeddings,
-        architectures=["LlamaForCausalLM"],
+        architectures=[f"{_attention_config(settings).__name__.removesuffix('Config')}ForCausalLM"],
         dtype=dtype,
         **tokens,
     )
 
 
-def from_config(config: Any) -> ModelSettings:
-    """Our settings of a LlamaConfig.
+def _attention_config(settings: ModelSettings) -> Any:
+    """The config class of the family that has just what these settings have."""
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-    Raises: DataError for what our Transformer does not have: biases, scaled rotary positions, another activation,
-    heads that do not divide the width.
-    """
-    rope = dict(config.rope_parameters or {})
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    refused = {
-        f"model_type {config.model_type}": config.model_type != "llama",
-        "attention_bias": bool(config.attention_bias),
-        "mlp_bias": bool(config.mlp_bias),
-        f"hidden_act {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
-        f"rope_type {rope.get('rope_type')}": rope.get("rope_type", "default") != "default",
-        f"head_dim {head_dim}": head_dim * config.num_attention_heads != config.hidden_size,
+    return Qwen3Config if settings.qk_norm else Qwen2Config if settings.qkv_bias else LlamaConfig
+
+
+class Piece(NamedTuple):
+    """One of their tensors: rows of one of ours."""
+
+    theirs: str
+    ours: str
+    first: int
+    rows: int | None  # None: all of it
+
+
+def pieces(settings: ModelSettings, names: Iterable[str]) -> Iterator[Piece]:
+    """Their tensors, in the order of their model. names: of our tensors, of which an LSTM's stay as they are."""
+    if settings.architecture == "lstm":
+        yield from (Piece(f"model.{name}", name, 0, None) for name in names)
+        return
+    yield Piece("model.embed_tokens.weight", "embedding.weight", 0, None)
+    layer = {
+        **LAYER,
+        **(QWEN2 if settings.qkv_bias else {}),
+        **(QWEN3 if settings.qk_norm else {}),
     }
-    for name, met in refused.items():
-        if met:
-            raise DataError(
-                f"{name}: a Llama variant that our Transformer does not have; fine-tune it as it is instead"
-            )
-    return ModelSettings(
-        dim=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        ffn_dim=config.intermediate_size,
-        max_seq_len=config.max_position_embeddings,
-        rope_theta=rope.get("rope_theta", 10_000.0),
-        norm_eps=config.rms_norm_eps,
-        tied_embeddings=config.tie_word_embeddings,
-        init_std=config.initializer_range,
-    )
+    for number in range(settings.layers):
+        for ours, theirs in layer.items():
+            place = 0
+            for name, rows in zip(theirs, _rows(settings, ours), strict=True):
+                yield Piece(f"model.layers.{number}.{name}", f"blocks.{number}.{ours}", place, rows)
+                place += rows or 0
+    yield Piece("model.norm.weight", "norm.weight", 0, None)
+    if not settings.tied_embeddings:
+        yield Piece("lm_head.weight", "head.weight", 0, None)
 
 
 def to_weights(settings: ModelSettings, weights: Mapping[str, Tensor]) -> Weights:
     """Our weights under Hugging Face's names; copies where ours are stacked, so that none share memory."""
-    if settings.architecture == "lstm":
-        return {f"model.{name}": weight for name, weight in weights.items()}
-    found = {theirs: weights[ours] for ours, theirs in OUTSIDE.items()}
-    if not settings.tied_embeddings:
-        found["lm_head.weight"] = weights["head.weight"]
-    for layer in range(settings.layers):
-        for ours, theirs in LAYER.items():
-            whole = weights[f"blocks.{layer}.{ours}"]
-            parts = split(whole, _rows(settings, ours)) if len(theirs) > 1 else (whole,)
-            for name, part in zip(theirs, parts, strict=True):
-                found[f"model.layers.{layer}.{name}"] = part.clone() if len(theirs) > 1 else part
+    found = {}
+    for piece in pieces(settings, weights):
+        whole = weights[piece.ours]
+        part = whole if piece.rows is None else whole[piece.first : piece.first + piece.rows].clone()
+        found[piece.theirs] = part
     return found
 
 
-def from_weights(settings: ModelSettings, weights: Mapping[str, Tensor]) -> Weights:
-    """Hugging Face's Llama weights under our names. Raises: DataError naming a weight that is missing or left over."""
-    left = dict(weights)
+def load_weights(model: nn.Module, settings: ModelSettings, shapes: Mapping[str, Sequence[int]], read: Read) -> None:
+    """Copy Hugging Face's weights into our model, one at a time. shapes: of all that there are; read: gives one.
+
+    Raises: DataError naming a weight that is missing, left over or of another shape.
+    """
+    held = model.state_dict()
+    left = {name for name in shapes if not name.endswith("rotary_emb.inv_freq")}  # older files keep these too
     if settings.tied_embeddings:
-        left.pop("lm_head.weight", None)  # the embedding again
-
-    def take(name: str) -> Tensor:
-        if name not in left:
-            raise DataError(f"{name}: this weight is missing; the model directory is not whole")
-        return left.pop(name)
-
-    found = {ours: take(theirs) for ours, theirs in OUTSIDE.items()}
-    if not settings.tied_embeddings:
-        found["head.weight"] = take("lm_head.weight")
-    for layer in range(settings.layers):
-        for ours, theirs in LAYER.items():
-            parts = [take(f"model.layers.{layer}.{name}") for name in theirs]
-            found[f"blocks.{layer}.{ours}"] = cat(parts) if len(parts) > 1 else parts[0]
+        left.discard("lm_head.weight")  # the embedding again
+    for piece in pieces(settings, held):
+        into = held[piece.ours]
+        if piece.rows is not None:
+            into = into[piece.first : piece.first + piece.rows]
+        if piece.theirs not in shapes:
+            raise DataError(f"{piece.theirs}: this weight is missing; the model directory is not whole")
+        if tuple(shapes[piece.theirs]) != tuple(into.shape):
+            raise DataError(
+                f"{piece.theirs}: its shape is {list(shapes[piece.theirs])}, config.json asks for {list(into.shape)}"
+            )
+        into.copy_(read(piece.theirs))
+        left.discard(piece.theirs)
     if left:
         raise DataError(f"{min(left)}: a weight that our Transformer does not have, one of {len(left)}")
-    return found
 
 
-def _rows(settings: ModelSettings, name: str) -> list[int]:
-    """Rows of each part of a stacked matrix."""
+def load_base(model: nn.Module, settings: ModelSettings, folder: Path) -> None:
+    """Give our model the weights of a model directory to go on with. Raises: DataError, one line."""
+    try:
+        files = WeightFiles(folder)
+        load_weights(model, settings, files.shapes, files.read)
+    except DataError as error:
+        raise DataError(f"model.base {folder}: {error}") from None
+
+
+def _rows(settings: ModelSettings, name: str) -> list[int | None]:
+    """Rows of each part of one of our tensors; None: it is one."""
     if name == "feed_forward.gate_up.weight":
         return [ffn_width(settings)] * 2
-    head_dim = settings.dim // settings.heads
-    keys = head_dim * (settings.kv_heads or settings.heads)
-    return [settings.dim, keys, keys]
+    if name.startswith("attention.qkv."):
+        keys = settings.head_width * (settings.kv_heads or settings.heads)
+        return [settings.head_width * settings.heads, keys, keys]
+    return [None]

@@ -8,6 +8,7 @@ outlives its block, and the logits are computed once. The idea is that of Liger 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +20,17 @@ BLOCK_ELEMENTS = 1 << 25  # logits made at once: 64 MiB in bf16
 PIECE_ELEMENTS = 1 << 19  # of these, turned to fp32 at once on a CPU: 2 MiB stay in its cache (1.7 times as fast)
 
 
-def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Tensor:
     """Sum of -log p(target) in fp32 nats, over the targets that are not -100.
 
     hidden: (rows, dim); weight: (vocab, dim), the output layer; targets: (rows,) int64. Logits are made in the dtype
-    of `hidden`; the softmax is fp32. Returns a scalar, differentiable once in hidden and weight.
+    of `hidden`; the softmax is fp32. gradient: `softmax_gradient`, or what a compiler has made of it. Returns a scalar,
+    differentiable once in hidden and weight.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss: Tensor = _CrossEntropySum.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        loss: Tensor = _CrossEntropySum.apply(hidden, weight, targets, gradient or softmax_gradient)  # type: ignore[no-untyped-call]
         return loss
     total = hidden.new_zeros((), dtype=torch.float32)
     for rows in _blocks(hidden, weight):
@@ -43,30 +47,37 @@ def _blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, gradient: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         blocks = _blocks(hidden, weight)
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden)
-        # Many blocks are summed in fp32: bf16 would lose the small shares.
-        weight_grad = torch.zeros_like(weight, dtype=weight.dtype if len(blocks) == 1 else torch.float32)
+        weight_grad: Tensor | None = None
         for rows in blocks:
             block, wanted = hidden[rows], targets[rows]
             logits = F.linear(block, weight)
-            total += _softmax_gradient(logits, wanted)
+            total += gradient(logits, wanted)
             counts = (wanted != IGNORE)[:, None].to(hidden.dtype)  # here, where rows are dim wide and not vocab
             hidden_grad[rows] = (logits @ weight) * counts
-            weight_grad += logits.t() @ (block * counts)
-        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+            share = logits.t() @ (block * counts)
+            if len(blocks) > 1:  # summed in fp32: bf16 would lose the small shares
+                share = share.float() if weight_grad is None else weight_grad.add_(share)
+            weight_grad = share
+        assert weight_grad is not None, "a batch has rows"
+        # Not save_for_backward, which would hold them while autograd takes them over: it would copy both.
+        ctx.gradients = hidden_grad, weight_grad.to(weight.dtype)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden_grad, weight_grad = ctx.saved_tensors
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad, weight_grad = ctx.gradients
+        del ctx.gradients  # differentiable once
         scale = upstream[0]
-        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale.to(weight_grad.dtype), None
+        return hidden_grad.mul_(scale.to(hidden_grad.dtype)), weight_grad.mul_(scale.to(weight_grad.dtype)), None, None
 
 
-def _softmax_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+def softmax_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropy; `logits` (rows, vocab) is overwritten with softmax − one-hot, its gradient.
 
     Rows whose target is -100 add nothing to the sum; what is left in them has no meaning.

@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import save_recipe
 from pipeline.files import write_text
+from pipeline.journal import SYSTEM
 from pipeline.recipe import Recipe
+from pipeline.report import grid as grid_report
+from pipeline.report.grid import columns, grids
+from pipeline.report.mix import planned_mix
 from pipeline.report.read import Curve, Run, clean, content_fingerprint, read_run
-from pipeline.spool import SYSTEM
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORT = "report.html"
 SAMPLES, SAMPLE_LENGTH = 8, 1500  # shown of each kind; characters of each
+GROUPS = ("sources", "languages")  # of documents, of which each member gets a funnel of its own
+MOST_FUNNELS = 12
+WRITING = ("sft", "seq2seq")  # tasks whose answers are texts
 MOST_FILES = 3  # corpora in the picture of the lineage; more are one box
 CURVES = {  # metric: title, unit, whether the scale begins at 0
     "tokens_per_second": ("Throughput", "tokens/s", True),
@@ -63,20 +69,41 @@ def draw(run: Run) -> dict[str, str]:
             dropped = {rule: float(part["documents"]) for rule, part in clean(counts["dropped"]).items()}
             ordered = dict(sorted(dropped.items(), key=lambda item: -item[1]))
             found["dropped"] = plots.bars("Documents dropped, by rule", "documents", ordered, form="{:,.0f}")
+            found |= _funnels(clean(counts))
     for name, stage in run.stages.items():
-        if stage.trains:
+        if stage.trains and "@" not in name:  # a grid's combinations are drawn together
             found |= _training_pictures(name, run.curves(name))
+    found |= grid_report.pictures(run)
     language = run.evaluations.get("language_model")
     if language:
         values = {"this model": language["bits_per_byte"], **language["baselines"]}
         ordered = dict(sorted(values.items(), key=lambda item: item[1]))
         found["bits_per_byte"] = plots.bars("Held-out text", "bits per byte (less is better)", ordered, "this model")
     for name, result in run.evaluations.items():
-        if isinstance(result, dict) and result.get("task") == "sft":
+        if isinstance(result, dict) and result.get("task") in WRITING:
             found[f"evaluation.{name}"] = plots.before_after(name, result["base"], result["finetuned"])
-        elif isinstance(result, dict) and result.get("task") == "classify":
+        elif isinstance(result, dict) and "confusion" in result:
             found[f"evaluation.{name}"] = plots.confusion(name, result["labels"], result["confusion"])
+            if result.get("calibration"):
+                found[f"calibration.{name}"] = plots.reliability(f"{name}: calibration", result["calibration"])
     found["lineage"] = plots.lineage(*_graph(run))
+    return found
+
+
+def _funnels(counts: dict[str, Any]) -> dict[str, str]:
+    """From what was read to what was kept: of all, of each source and of each language, the largest first."""
+    from pipeline.corpus.drops import in_order
+    from pipeline.report import plots
+
+    def draw_one(title: str, part: dict[str, Any]) -> str:
+        return plots.funnel(title, part, in_order(part["dropped"]))
+
+    found = {"funnel": draw_one("Documents left after each rule", counts)}
+    for group in GROUPS:
+        parts = sorted(counts.get(group, {}).items(), key=lambda item: -item[1]["read"]["documents"])
+        if len(parts) > 1:  # one is the same as all
+            for number, (name, part) in enumerate(parts[:MOST_FUNNELS]):
+                found[f"funnel.{group}.{number}"] = draw_one(f"{group.removesuffix('s').capitalize()} {name}", part)
     return found
 
 
@@ -103,7 +130,7 @@ def _ordered(stage: str, pictures: Mapping[str, str]) -> tuple[list[str], list[s
     """Names of a stage's pictures: those that are shown at once, and those that are folded away."""
     mine = [name for name in pictures if name.startswith(f"{stage}.")]
     validated = [name for name in mine if name.startswith(f"{stage}.validation.")]
-    main = [f"{stage}.{name}" for name in (MAIN if stage == "pretrain" else MAIN[:1])]
+    main = [f"{stage}.{name}" for name in (MAIN if stage == "pretrain" else ("grid", "combinations", *MAIN[:1]))]
     shown = [name for name in (main[0], *validated, *main[1:]) if name in mine]
     return shown, [name for name in mine if name not in shown]
 
@@ -113,13 +140,16 @@ def _graph(run: Run) -> tuple[dict[str, str], list[tuple[str, str]]]:
     nodes: dict[str, str] = {}
     edges: list[tuple[str, str]] = []
     for name, made in run.manifests.items():
-        if made is None:
+        if made is None or "@" in name:
             continue
-        files = {clean(source): digest for source, digest in made.inputs.items() if ":" in source}
+        inputs = made.inputs
+        if run.stages[name].chooses and (tried := run.manifests.get(next(iter(inputs), ""))):
+            inputs = tried.inputs  # of a grid one box is drawn, and what all its combinations read
+        files = {clean(source): digest for source, digest in inputs.items() if ":" in source}
         if len(files) > MOST_FILES:  # they stand side by side in one row
             files = {f"{len(files)} sources": ""}
         nodes |= {source: digest[:12] for source, digest in files.items()}
-        reads = [*files, *(source for source in made.inputs if ":" not in source)]
+        reads = [*files, *(source for source in inputs if ":" not in source)]
         edges += [(source, name) for source in reads if source in nodes]
         nodes[name] = made.fingerprint[:12]
     return nodes, edges
@@ -132,8 +162,10 @@ def _view(run: Run, pictures: dict[str, str]) -> dict[str, Any]:
     from markupsafe import Markup
 
     made = {name: manifest for name, manifest in run.manifests.items() if manifest is not None}
-    sft = {n: r for n, r in run.evaluations.items() if isinstance(r, dict) and r.get("task") == "sft"}
-    classify = {n: r for n, r in run.evaluations.items() if isinstance(r, dict) and r.get("task") == "classify"}
+    tasks = {name: result for name, result in run.evaluations.items() if isinstance(result, dict)}
+    sft = {name: result for name, result in tasks.items() if result.get("task") in WRITING}
+    classify = {name: result for name, result in tasks.items() if "confusion" in result}
+    other = {name: result for name, result in tasks.items() if result.get("task") in ("classify", "continue")}
     software: dict[str, dict[str, list[str]]] = {}
     for name, manifest in made.items():
         for package, version in manifest.software.items():
@@ -149,20 +181,37 @@ def _view(run: Run, pictures: dict[str, str]) -> dict[str, Any]:
         "missing": [name for name, manifest in run.manifests.items() if manifest is None],
         "stale": _stale(run),
         "corpus": clean(_counts(run, "shard")),
+        "mix": clean(planned_mix(run)),
+        "funnels": {group: [name for name in pictures if name.startswith(f"funnel.{group}.")] for group in GROUPS},
+        "most_funnels": MOST_FUNNELS,
         "tokenizer": made.get("tokenizer"),
+        "tokenizer_report": run.tokenizer,
+        "not_compared": _not_compared(run),
         "tokens": made.get("tokenize"),
         "training": {
-            name: _ordered(name, pictures) for name, stage in run.stages.items() if stage.trains and name in made
+            name: _ordered(name, pictures)
+            for name, stage in run.stages.items()
+            if stage.trains and name in made and "@" not in name
         },
+        "grids": {name: (columns(grid), grid) for name, grid in grids(run).items()},
         "facts": {name: _facts(manifest.counts, manifest.metrics) for name, manifest in made.items()},
         "language": run.evaluations.get("language_model"),
         "sft": sft,
         "classify": classify,
+        "measured": {name: _facts(_numbers(r), {}) for name, r in other.items() if name not in classify},
+        "harness": _harness(run),
+        "comparisons": run.comparisons,
         "samples": (run.evaluations.get("samples") or [])[:SAMPLES],
         "most_samples": SAMPLES,
         "load": _load(run),
         "software": software,
     }
+
+
+def _not_compared(run: Run) -> list[str]:
+    """Tokenizers that the recipe names and the report of the tokenizer lacks."""
+    known = [one["tokenizer"] for one in run.tokenizer["held_out_bytes_per_token"]] if run.tokenizer else []
+    return [name for name in run.recipe.tokenizer.compare if name not in known]
 
 
 def _headlines(run: Run, sft: Mapping[str, Any], classify: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -188,6 +237,23 @@ def _headlines(run: Run, sft: Mapping[str, Any], classify: Mapping[str, Any]) ->
     total = sum(manifest.seconds for manifest in run.manifests.values() if manifest)
     found.append((duration(total), "of work in all", f"seed {run.recipe.seed}"))
     return found
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if isinstance(value, (int, float, Mapping))}
+
+
+def _harness(run: Run) -> list[tuple[str, str, float, float | None]]:
+    """Task of the harness, metric, value, standard error."""
+    rows = []
+    for task, numbers in (run.harness or {}).get("results", {}).items():
+        for name, value in numbers.items():
+            metric, comma, filtered = name.partition(",")
+            if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+                error = numbers.get(f"{metric}_stderr,{filtered}")
+                label = metric if filtered == "none" else f"{metric} ({filtered})"
+                rows.append((task, label, value, error if isinstance(error, (int, float)) else None))
+    return rows
 
 
 def _stale(run: Run) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.report.read import Curve
 
@@ -22,7 +23,10 @@ BLUE, ORANGE, GREEN, GREY, PALE, INK = "#1f5fa8", "#d1691b", "#2e8b57", "#8a94a0
 WIDTH = 5.4  # inches: a phone's width at the page's text size
 MOST_POINTS = 400  # of a curve; more are averaged in bins
 MOST_BARS = 16
+MOST_RULES = 40  # of a funnel
 MOST_CLASSES = 24
+WIDEST_OF_TWO = 28  # characters of names that stand in two columns
+MOST_NAMED = 12  # trainings in one picture: four colours, three kinds of line
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a "$" in a label is a dollar
@@ -63,6 +67,47 @@ def curves(title: str, unit: str, lines: Mapping[str, Curve], cut: bool = False,
     return _svg(figure, title)
 
 
+def curves_of_many(title: str, unit: str, lines: Mapping[str, Curve]) -> str:
+    """A number over the steps of many trainings: name → (steps, values), the most important first."""
+    columns = 2 if max(map(len, lines)) <= WIDEST_OF_TWO else 1
+    figure, axes = _axes(title, 2.7 + 0.16 * math.ceil(min(len(lines), MOST_NAMED + 1) / columns))
+    for number, (name, curve) in enumerate(lines.items()):
+        steps, values = _thinned(curve)
+        colour = (BLUE, ORANGE, GREEN, GREY)[number % 4] if number < MOST_NAMED else PALE
+        style = ("-", "--", ":")[number // 4 % 3]
+        label = name if number < MOST_NAMED else "the others" if number == MOST_NAMED else "_"
+        axes.plot(steps, values, color=colour, linestyle=style, label=label, marker="o", markersize=2.5, linewidth=1.4)
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y")
+    figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
+    return _svg(figure, title)
+
+
+def points_over(
+    title: str, setting: str, unit: str, lines: Mapping[str, Sequence[tuple[float, float]]], logarithmic: bool
+) -> str:
+    """A measured number over a setting that was varied: name of a line → (setting, number), in any order."""
+    figure, axes = _axes(title, 2.7)
+    for number, (name, points) in enumerate(sorted(lines.items())):
+        places, values = zip(*sorted(points), strict=True)
+        colour = (BLUE, ORANGE, GREEN, GREY)[number % 4]
+        style = ("-", "--", ":")[number // 4 % 3]
+        axes.plot(places, values, color=colour, linestyle=style, label=name, marker="o", markersize=4, linewidth=1.4)
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.set_xticks(sorted({place for points in lines.values() for place, _ in points}), minor=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel(setting)
+    axes.set_ylabel(unit)
+    axes.grid(axis="y")
+    if len(lines) > 1:
+        axes.legend(loc="best", frameon=False, fontsize=8)
+    return _svg(figure, title)
+
+
 def documents(sources: Mapping[str, Mapping[str, Any]]) -> str:
     """A stacked bar a source: shares of its documents that went to training, to validation, and were dropped."""
     shown = dict(list(sources.items())[:MOST_BARS])
@@ -83,10 +128,55 @@ def documents(sources: Mapping[str, Mapping[str, Any]]) -> str:
     return _svg(figure, "Where documents went")
 
 
+def funnel(title: str, counts: Mapping[str, Any], order: Sequence[str]) -> str:
+    """Documents that are left after each rule that dropped some, and how many it dropped.
+
+    counts: `read`, `kept`, `dropped` by rule; order: the rules as a document meets them. Where they are too many, those
+    of one set are one bar.
+    """
+    dropped = {rule: counts["dropped"][rule]["documents"] for rule in order}
+    if len(dropped) > MOST_RULES:
+        merged: dict[str, int] = {}
+        for rule, number in dropped.items():
+            name = rule.partition(".")[0] if "." in rule else "single rules"
+            merged[name] = merged.get(name, 0) + number
+        dropped = merged
+    read, kept = counts["read"]["documents"], counts["kept"]["documents"]
+    left = [read]
+    for number in dropped.values():
+        left.append(left[-1] - number)
+    rows: list[tuple[str, int, int, int, str]] = [("read", read, 0, read, GREY)]  # name, bar, dropped, where words go
+    heading = ""
+    for (rule, number), after in zip(dropped.items(), left[1:], strict=True):
+        section, _, name = rule.rpartition(".")
+        if section and section != heading:  # a line without a bar: names of rules are long
+            rows.append((f"{section}:", 0, 0, -1, PALE))
+        heading = section
+        rows.append((name, after, number, after + number, PALE))
+    rows.append(("kept", kept, 0, kept, BLUE))
+    figure, axes = _axes("", 1.0 + 0.25 * len(rows))
+    _title_over_names(figure, title)
+    places = range(len(rows))
+    axes.barh(places, [row[1] for row in rows], color=[row[4] for row in rows], height=0.7)
+    axes.barh(places, [row[2] for row in rows], left=[row[1] for row in rows], color=ORANGE, height=0.7)
+    for place, (_, bar, gone, start, _) in zip(places, rows, strict=True):
+        words = f"−{gone:,} ({gone / max(read, 1):.1%})" if gone else f"{bar:,}"
+        if start >= 0:
+            axes.annotate(words, (start, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(places, [row[0] for row in rows], fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("documents")
+    axes.set_xlim(0, max(read, 1) * 1.45)  # room for the words
+    axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    return _svg(figure, title)
+
+
 def bars(title: str, unit: str, values: Mapping[str, float], best: str = "", form: str = "{:.3f}") -> str:
     """Horizontal bars with their values written beside them; `best` stands out."""
     shown = dict(list(values.items())[:MOST_BARS])
-    figure, axes = _axes(title, 0.9 + 0.34 * len(shown))
+    figure, axes = _axes("", 0.9 + 0.34 * len(shown))
+    _title_over_names(figure, title)
     drawn = axes.barh(
         list(shown), list(shown.values()), color=[BLUE if name == best or not best else GREY for name in shown]
     )
@@ -147,6 +237,32 @@ def confusion(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]]
     return _svg(figure, title)
 
 
+def reliability(title: str, bins: Sequence[Mapping[str, float]]) -> str:
+    """A classifier's calibration: how often it is right where it is so sure, and how many texts that are.
+
+    bins: confidence, accuracy, examples of each.
+    """
+    figure, axes = _axes(title, 2.9)
+    most = max(row["examples"] for row in bins)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="says what it knows")
+    confidence, accuracy = ([row[name] for row in bins] for name in ("confidence", "accuracy"))
+    axes.plot(confidence, accuracy, color=BLUE, linewidth=1.4, label="this model")
+    sizes = [12 + 90 * row["examples"] / most for row in bins]
+    axes.scatter(confidence, accuracy, s=sizes, color=BLUE, zorder=3)
+    for row in bins:
+        axes.annotate(
+            f"{row['examples']:,}", (row["confidence"], row["accuracy"]), xytext=(7, -10), textcoords="offset points",
+            fontsize=7.5, color=GREY,
+        )  # fmt: skip
+    axes.set_xlim(0, 1.06)
+    axes.set_ylim(-0.06, 1.06)
+    axes.set_xlabel("confidence in the answer (numbers: texts)")
+    axes.set_ylabel("share that is right")
+    axes.grid(axis="y")
+    axes.legend(loc="upper left", frameon=False)
+    return _svg(figure, title)
+
+
 def lineage(nodes: Mapping[str, str], edges: Sequence[tuple[str, str]]) -> str:
     """Boxes from top to bottom, arrows from what is read to what is made. nodes: name → second line of the box.
 
@@ -194,6 +310,11 @@ def _axes(title: str, height: float) -> tuple[Figure, Axes]:
         axes = figure.add_subplot()
         axes.set_title(title)
     return figure, axes
+
+
+def _title_over_names(figure: Figure, title: str) -> None:
+    """A title from the figure's left edge: over the axes alone it is cut where long names leave them little room."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -13,13 +13,17 @@ from pipeline import __version__
 from pipeline import manifest as manifests
 from pipeline.config import save_recipe
 from pipeline.errors import DataError
+from pipeline.journal import Journal
 from pipeline.manifest import MANIFEST, Manifest
 from pipeline.progress import log
 from pipeline.recipe import Recipe
-from pipeline.spool import METRICS, Journal
+from pipeline.spool import METRICS
 from pipeline.stages import Stage, stages
 
 Curve = tuple[list[float], list[float]]  # steps, values
+TOKENIZER_REPORT = "tokenizer/report.json"
+HARNESS_RESULTS = "harness/results.json"
+COMPARISONS = "comparisons/*.json"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # not allowed in XML, so not in SVG
 
 
@@ -31,6 +35,9 @@ class Run:
     stages: dict[str, Stage]
     manifests: dict[str, Manifest | None]
     evaluations: dict[str, Any]
+    tokenizer: dict[str, Any] | None = None  # tokenizer/report.json
+    harness: dict[str, Any] | None = None  # harness/results.json
+    comparisons: tuple[dict[str, Any], ...] = ()  # comparisons/*.json
 
     def curves(self, stage: str) -> dict[str, Curve]:
         """Every metric of a stage that was logged by step, in the order of the steps."""
@@ -70,7 +77,22 @@ def read_run(recipe: Recipe) -> Run:
             log.warning("report: %s is damaged and left out: %s", path, error)
     if not any(found.values()):
         raise DataError(f"{recipe.workdir}: no stage has finished there, so there is nothing to report; `pipeline run`")
-    return Run(recipe, known, found, evaluations)
+    tokenizer = read_json(recipe.workdir / TOKENIZER_REPORT) if found.get("tokenizer") else None
+    harness = read_json(recipe.workdir / HARNESS_RESULTS)
+    comparisons = [read_json(path) for path in sorted(recipe.workdir.glob(COMPARISONS))]
+    return Run(recipe, known, found, evaluations, tokenizer, harness, tuple(one for one in comparisons if one))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file of numbers; None where there is none, or it is damaged, which is told."""
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = clean(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        log.warning("report: %s is damaged and left out: %s", path, error)
+        return None
+    return found
 
 
 def content_fingerprint(recipe: Recipe) -> str:
@@ -79,7 +101,10 @@ def content_fingerprint(recipe: Recipe) -> str:
     here = Path(__file__).parent
     paths = [path for pattern in ("*.py", "*.html", "*.css") for path in here.glob(pattern)]
     paths += [recipe.workdir / stage.folder / MANIFEST for stage in stages(recipe).values()]
+    paths += (recipe.workdir / "finetune").glob("*/grid.json")
     paths += (recipe.workdir / "evaluation").glob("*.json")
+    paths += [recipe.workdir / TOKENIZER_REPORT, recipe.workdir / HARNESS_RESULTS]
+    paths += recipe.workdir.glob(COMPARISONS)
     paths += (recipe.workdir / "logs").glob("*" + METRICS)
     for path in sorted(set(paths)):
         if path.is_file():

@@ -11,24 +11,28 @@ bytes: a corpus must not be able to end a document or to speak in the assistant'
 
 from __future__ import annotations
 
-import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import psutil
 
+from pipeline.cluster.ranks import cores
 from pipeline.errors import DataError
 from pipeline.progress import log
+from pipeline.tokens.special_tokens import end_of_text
 
 Ids = npt.NDArray[np.uint32]
 Ends = npt.NDArray[np.int64]
 
-FIRST_BYTES = 256 * 1024  # text of the first documents on which the two engines are compared
+FIRST_BYTES = 64 * 1024  # text of the first documents on which the two engines are compared
 CHECK_ONE_IN = 512  # afterwards one document in so many
-CHECK_MAX_CHARACTERS = 1 << 20  # of one document: `tokenizers` takes a third of a second for it
+CHECK_MAX = 1 << 20  # characters or bytes of one document: `tokenizers` takes a third of a second for it
+SLOW = "tokenizers_only"  # a file that stays beside the tars: gigatoken was caught giving other ids here
 CACHE_BYTES = 512 * 1024 * 1024  # gigatoken's cache only grows: once the process has grown so far, it is made anew
 CACHE_CHECK_BYTES = 8 * 1024 * 1024  # text between two looks at the process's size
 
@@ -49,36 +53,17 @@ def read_tokenizer_json(folder: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
-def special_token(folder: Path, name: str) -> str | None:
-    """A special token's text (name: `eos_token`, `pad_token`…) from tokenizer_config.json or special_tokens_map.json.
-
-    Raises: DataError when one of these files is not JSON.
-    """
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = folder / file
-        if not path.is_file():
-            continue
-        try:
-            value = json.loads(path.read_text(encoding="utf-8")).get(name)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-            raise DataError(f"{path}: not a JSON mapping ({error})") from None
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            return value
-    return None
-
-
 class Encoder:
     """Encodes documents; no special token is added or recognised.
 
     engine: `gigatoken` or `tokenizers`; why: the reason where it is the latter; vocab_size: largest id + 1;
     eos_id: id of the token that ends a text; differed: documents on which gigatoken was caught giving other ids (the
-    documents before them were not all checked: encode again what must be exact).
+    documents before them were not all checked: encode again what must be exact); checked: documents compared.
     """
 
-    def __init__(self, tokenizer_json: str, eos_token: str, where: str, fast: bool = True) -> None:
-        """`where` names the tokenizer in messages; `fast=False` keeps to `tokenizers`."""
+    def __init__(self, tokenizer_json: str, eos_token: str | None, where: str, fast: bool = True) -> None:
+        """`where` names the tokenizer in messages; `fast=False` keeps to `tokenizers`; without an eos_token it is good
+        for counting only, and eos_id is -1."""
         import tokenizers
 
         try:
@@ -89,15 +74,16 @@ class Encoder:
         self._reference.no_padding()
         self._reference.no_truncation()
         self.vocab_size: int = max(self._reference.get_vocab(with_added_tokens=True).values()) + 1
-        eos_id = self._reference.token_to_id(eos_token)
+        eos_id = -1 if eos_token is None else self._reference.token_to_id(eos_token)
         if eos_id is None:
             raise DataError(f"{where}: its end-of-text token {eos_token!r} is not in its vocabulary")
         self.eos_id: int = eos_id
-        self.engine, self.why, self.differed = "tokenizers", "", 0
-        self._unchecked = FIRST_BYTES
+        self.engine, self.why = "tokenizers", ""
+        self.begin(0)
         self._since_look = self._size_when_new = 0
         self._fast: Any = None
         self._json = _without_special_tokens(tokenizer_json)
+        self._parallel = None if cores() > 1 else False  # None: as it likes; a pool of one thread is a detour
         if fast:
             self._start_fast()
 
@@ -108,7 +94,7 @@ class Encoder:
         Raises: DataError when tokenizer.json is missing or unreadable, or no end-of-text token is named.
         """
         text = read_tokenizer_json(folder)
-        eos_token = special_token(folder, "eos_token")
+        eos_token = end_of_text(folder)
         if eos_token is None:
             raise DataError(
                 f"{folder}: names no eos_token; add a tokenizer_config.json with the token that ends a text, "
@@ -116,17 +102,25 @@ class Encoder:
             )
         return cls(text, eos_token, str(folder), fast)
 
+    def begin(self, seed: int) -> None:
+        """Start to check anew, at the first text of a task; seed: of the choice of documents after those."""
+        self.seed, self._unchecked = seed, FIRST_BYTES
+        self.differed = self.checked = 0
+
     def encode(self, texts: list[str]) -> list[Ids]:
         """The ids of each text (uint32)."""
         ids, ends = self.encode_batch(texts)
         return np.split(ids, ends[:-1]) if texts else []
 
-    def encode_batch(self, texts: list[str]) -> tuple[Ids, Ends]:
-        """The ids of all texts in one array, and the exclusive end of each text's ids in it: no Python work a token."""
+    def encode_batch(self, texts: list[str] | list[bytes]) -> tuple[Ids, Ends]:
+        """The ids of all texts in one array, and the exclusive end of each text's ids in it: no Python work a token.
+
+        texts: as bytes they must be UTF-8; gigatoken takes these as they are.
+        """
         if self._fast is None:
             return self._encode_reference(texts)
         # encode_batch gives an awkward array; its buffers are taken as they are
-        layout = self._fast.encode_batch(texts).layout if texts else None
+        layout = self._fast.encode_batch(texts, parallel=self._parallel).layout if texts else None
         if layout is None:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
         offsets = np.asarray(layout.offsets.data, dtype=np.int64)
@@ -144,25 +138,35 @@ class Encoder:
         text: str = self._reference.decode(ids.tolist(), skip_special_tokens=False)
         return text
 
-    def reference_ids(self, texts: list[str]) -> list[list[int]]:
-        """The ids that `tokenizers` gives: the truth."""
-        return [one.ids for one in self._reference.encode_batch_fast(texts, add_special_tokens=False)]
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens as tokenizer.json writes them, and their ids."""
+        found: dict[str, int] = self._reference.get_vocab(with_added_tokens=True)
+        return found
 
-    def _encode_reference(self, texts: list[str]) -> tuple[Ids, Ends]:
+    def reference_ids(self, texts: Sequence[str | bytes]) -> list[list[int]]:
+        """The ids that `tokenizers` gives: the truth."""
+        read = [text.decode() if isinstance(text, bytes) else text for text in texts]
+        return [one.ids for one in self._reference.encode_batch_fast(read, add_special_tokens=False)]
+
+    def _encode_reference(self, texts: Sequence[str | bytes]) -> tuple[Ids, Ends]:
         rows = self.reference_ids(texts)
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         ids = np.fromiter((token for row in rows for token in row), dtype=np.uint32, count=int(ends[-1]) if rows else 0)
         return ids, ends
 
-    def _agrees(self, texts: list[str], ids: Ids, ends: Ends) -> bool:
+    def _agrees(self, texts: Sequence[str | bytes], ids: Ids, ends: Ends) -> bool:
         chosen = []
         for index, text in enumerate(texts):
-            drawn = zlib.crc32(text[:256].encode(errors="replace"), len(text)) % CHECK_ONE_IN == 0
-            if (self._unchecked > 0 or drawn) and len(text) <= CHECK_MAX_CHARACTERS:
+            beginning = text[:256]
+            if isinstance(beginning, str):
+                beginning = beginning.encode(errors="replace")
+            drawn = zlib.crc32(beginning, self.seed + len(text)) % CHECK_ONE_IN == 0
+            if (self._unchecked > 0 or drawn) and len(text) <= CHECK_MAX:
                 self._unchecked -= len(text)
                 chosen.append(index)
         if not chosen:
             return True
+        self.checked += len(chosen)
         wanted = self.reference_ids([texts[index] for index in chosen])
         starts = np.concatenate(([0], ends[:-1]))
         return all(
@@ -197,8 +201,21 @@ class Encoder:
             self._start_fast()
 
 
+def with_end_of_text(
+    ids: npt.NDArray[Any], ends: npt.NDArray[np.int64], eos_id: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Put the end-of-text token after each document: new ids and exclusive ends."""
+    moved = ends + np.arange(1, len(ends) + 1)
+    out = np.empty(len(ids) + len(ends), dtype=ids.dtype)
+    text = np.ones(len(out), dtype=bool)
+    text[moved - 1] = False
+    out[text] = ids
+    out[moved - 1] = eos_id
+    return out, moved
+
+
 def _without_special_tokens(tokenizer_json: str) -> str:
     """The same tokenizer, for which no text is a special token: gigatoken has no such switch."""
-    value = json.loads(tokenizer_json)
+    value = orjson.loads(tokenizer_json)
     value["added_tokens"] = [token for token in value.get("added_tokens") or [] if not token.get("special")]
-    return json.dumps(value, ensure_ascii=False)
+    return orjson.dumps(value).decode()

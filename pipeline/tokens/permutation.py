@@ -32,6 +32,20 @@ def permute(positions: Indices, size: int, *key: int | str) -> Indices:
     return placed
 
 
+def permute_by_stretches(positions: Indices, size: int, stretch: int, *key: int | str) -> Indices:
+    """The same within stretches of so many neighbours, which come one whole stretch after another, in shuffled order;
+    what is left of `size` comes last. So only one stretch is needed at a time."""
+    whole = size // stretch
+    turns, inside = np.divmod(positions, stretch)
+    placed = np.empty_like(positions)
+    for turn in np.unique(turns).tolist():
+        chosen = turns == turn
+        length = stretch if turn < whole else size - whole * stretch
+        number = int(permute(np.array([turn], dtype=np.int64), whole, *key, "stretches")[0]) if turn < whole else whole
+        placed[chosen] = number * stretch + permute(inside[chosen], length, *key, number)
+    return placed
+
+
 def _feistel(positions: Indices, rows: int, columns: int, keys: tuple[int, ...]) -> Indices:
     row, column = (part.astype(np.uint64) for part in np.divmod(positions, columns))
     for number, key in enumerate(keys):

@@ -13,7 +13,8 @@ READ_FACTOR = 8  # at most about so many times the sample is read: of a larger c
 
 
 def sample_documents(sizes: Mapping[Path, float], sample_bytes: int) -> Iterator[Document]:
-    """Documents of at most `sample_bytes` of text in all: each source by its share, evenly from beginning to end.
+    """Documents of at most `sample_bytes` of text in all: each source by its share, and each language of it, evenly
+    from beginning to end.
 
     sizes: bytes of text in each tar. Of a corpus more than READ_FACTOR times as large as the sample only evenly
     spaced tars are read. Memory: one document. Raises: DataError when a tar is damaged.
@@ -28,12 +29,17 @@ def sample_documents(sizes: Mapping[Path, float], sample_bytes: int) -> Iterator
 
 
 def _evenly(tars: list[Path], budget: float, share: float) -> Iterator[Document]:
-    """Every document whose turn it is when `share` of the text is to be taken; stops before `budget` is passed."""
-    seen = taken = 0
+    """Every document whose turn it is when `share` of the text of each language is to be taken; stops before `budget`
+    is passed."""
+    taken = 0
+    seen_of: dict[str | None, int] = {}
+    taken_of: dict[str | None, int] = {}
     for tar in tars:
         for document in read_text_tar(tar):
-            size = utf8_bytes(document.text)
-            seen += size
-            if taken + size <= budget and (share >= 1 or taken + size <= share * seen):
+            size, language = utf8_bytes(document.text), document.language
+            seen_of[language] = seen_of.get(language, 0) + size
+            after = taken_of.get(language, 0) + size
+            if taken + size <= budget and (share >= 1 or after <= share * seen_of[language]):
                 taken += size
+                taken_of[language] = after
                 yield document

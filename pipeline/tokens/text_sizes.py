@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline import manifest
-from pipeline.corpus.text_tars import Part, text_tars
+from pipeline.corpus.text_tars import Part, tar_sizes
 
 
 def source_of(tar: Path) -> str:
@@ -30,8 +30,8 @@ def text_bytes(text_folder: Path, part: Part) -> dict[Path, float]:
     """
     counts = manifest.load(text_folder).counts["sources"]
     found: dict[Path, float] = {}
-    for source, tars in by_source(text_tars(text_folder, part)).items():
-        sizes = [tar.stat().st_size for tar in tars]
-        share = counts[source][part]["bytes"] / sum(sizes)
-        found |= {tar: size * share for tar, size in zip(tars, sizes, strict=True)}
+    sizes = tar_sizes(text_folder, part)
+    for source, tars in by_source(sizes).items():
+        share = counts[source][part]["bytes"] / sum(sizes[tar] for tar in tars)
+        found |= {tar: sizes[tar] * share for tar in tars}
     return found

@@ -3,32 +3,36 @@
 A shard holds pairs of members `<key>.tokens.npy` (1-D, uint16, or uint32 where the vocabulary exceeds 65,536) and
 `<key>.ends.npy` (1-D uint32: the exclusive end of each document in the former). Every document ends with the
 end-of-text token and lies in one member. Stock `webdataset` reads the tars; because USTAR payloads start at multiples
-of 512 bytes and an `.npy` header is a multiple of 64, `index.json` can give the byte offset of the ids themselves, and
+of 512 bytes and an `.npy` header is a multiple of 64, the index can give the byte offset of the ids themselves, and
 they are read by mapping the file, with no parsing.
+
+The index is two files: `index.json`, a line for each shard, and `members.npy`, a row for each member, which is mapped
+too: ten trillion tokens have 600,000 members.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from pipeline.errors import DataError
-from pipeline.files import TEMPORARY, atomic_write, fingerprint, write_text
+from pipeline.files import TEMPORARY, Hashed, atomic_write, fingerprint, sha256_file, write_text
 
-FORMAT = 1
-INDEX = "index.json"
+FORMAT = 3  # of the index
+INDEX, MEMBERS = "index.json", "members.npy"
 BLOCK = 512  # of a tar: a header, and the padding of a payload
 MAX_MEMBER_BYTES = 8 * 1024**3 - 1  # USTAR's size field has eleven octal digits
 
@@ -39,52 +43,45 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 # Columns of Shard.members. The offsets are of the ids and of the ends themselves, in bytes from the tar's start.
-OFFSET, TOKENS, ENDS_OFFSET, DOCUMENTS = range(4)
-COLUMNS = ("offset", "tokens", "ends_offset", "documents")
+OFFSET, TOKENS, ENDS_OFFSET, DOCUMENTS, CRC32 = range(5)  # the last: of the ids, then the ends; says where damage is
+COLUMNS = ("offset", "tokens", "ends_offset", "documents", "crc32")
+_FILE, _SHA256 = re.compile(r"(train|validation)/[^/\0]+\.tar"), re.compile(r"[0-9a-f]{64}")
+SHARD_COLUMNS = ("file", "bytes", "sha256", "text_bytes", "tokens", "documents", "members")  # of a row in index.json
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Shard:
     """One token tar. file: relative to the tokens folder; bytes: its size; text_bytes: UTF-8 bytes that it encodes;
-    members: (members, 4) int64, with the columns above (an array: ten trillion tokens have 600,000 of them)."""
+    tokens, documents: in all members; members: (members, 5) int64, with the columns above."""
 
     file: str
     bytes: int
     sha256: str
     text_bytes: int
+    tokens: int
+    documents: int
     members: npt.NDArray[np.int64]
 
-    @property
-    def tokens(self) -> int:
-        return int(self.members[:, TOKENS].sum())
+    @classmethod
+    def of(cls, file: str, size: int, sha256: str, text_bytes: int, members: npt.NDArray[np.int64]) -> Shard:
+        """A shard of these members; size: of the file, in bytes."""
+        tokens, documents = (int(members[:, column].sum()) for column in (TOKENS, DOCUMENTS))
+        return cls(file, size, sha256, text_bytes, tokens, documents, members)
 
-    @property
-    def documents(self) -> int:
-        return int(self.members[:, DOCUMENTS].sum())
+    def row(self) -> list[Any]:
+        """The values of SHARD_COLUMNS, in which `members` is how many they are."""
+        return [self.file, self.bytes, self.sha256, self.text_bytes, self.tokens, self.documents, len(self.members)]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `members` becomes a list of rows."""
-        return {**vars(self), "members": self.members.tolist()}
+        """Plain values, members and all."""
+        names = ("file", "bytes", "sha256", "text_bytes")
+        return {name: getattr(self, name) for name in names} | {"members": self.members.tolist()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Shard:
         """Raises: ValueError, KeyError or TypeError where `value` is no such thing."""
         members = np.array(value["members"], dtype=np.int64).reshape(-1, len(COLUMNS))
-        return cls(**{**value, "members": members})
-
-
-class _Hashed:
-    """A file that is written front to back, checksummed on the way."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self.handle, self.digest, self.position = handle, hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        self.digest.update(data)
-        self.position += self.handle.write(data)
-
-    def pad(self, multiple: int) -> None:
-        self.write(bytes(-self.position % multiple))
+        return cls.of(value["file"], value["bytes"], value["sha256"], value["text_bytes"], members)
 
 
 class ShardWriter:
@@ -148,17 +145,18 @@ class ShardWriter:
             self._file = f"{self.stem}-{len(self.shards):03d}.tar"
             self._members: list[list[int]] = []
             self._open_tar = ExitStack()
-            self._out = _Hashed(self._open_tar.enter_context(atomic_write(self.folder / self._file)))
+            self._out = Hashed(self._open_tar.enter_context(atomic_write(self.folder / self._file, own=True)))
         ids, ends = np.concatenate(self._ids), np.concatenate(self._ends).astype(np.uint32)
         if ids.nbytes + 1024 > MAX_MEMBER_BYTES or len(ids) >= 1 << 32:
             raise DataError(
                 f"{self.folder / self._file}: one document has {len(ids):,} tokens, more than a tar member may hold; "
                 "cut it (corpus.rules.max_characters)"
             )
-        key = f"{Path(self._file).stem}-{len(self._members):05d}"
+        key = member_key(self._file, len(self._members))
         offset = self._write(f"{key}.tokens.npy", ids)
         ends_offset = self._write(f"{key}.ends.npy", ends)
-        self._members.append([offset, len(ids), ends_offset, len(ends)])
+        crc32 = zlib.crc32(ends.data.cast("B"), zlib.crc32(ids.data.cast("B")))
+        self._members.append([offset, len(ids), ends_offset, len(ends), crc32])
         self._written += len(ids)
         self._ids, self._ends, self._held = [], [], 0
 
@@ -183,10 +181,15 @@ class ShardWriter:
         self._out.pad(tarfile.RECORDSIZE)
         self._open_tar.close()
         self._open_tar = None
-        digest, size = self._out.digest.hexdigest(), self._out.position
+        digest, size = self._out.sha256, self._out.position
         members = np.array(self._members, dtype=np.int64)
-        self.shards.append(Shard(self._file, size, digest, self._text_bytes, members))
+        self.shards.append(Shard.of(self._file, size, digest, self._text_bytes, members))
         self._written = self._text_bytes = 0
+
+
+def member_key(file: str, number: int) -> str:
+    """What the two files of a member are called within their tar, less `.tokens.npy` and `.ends.npy`."""
+    return f"{Path(file).stem}-{number:05d}"
 
 
 # --- the index -----------------------------------------------------------------------------------------------------
@@ -211,24 +214,34 @@ class Index:
             part: {source: [shard.sha256 for shard in shards] for source, shards in sources.items()}
             for part, sources in self.parts.items()
         }
-        return fingerprint([FORMAT, self.vocab_size, self.eos_id, shards])
+        return fingerprint([1, self.vocab_size, self.eos_id, shards])
+
+    def shards(self) -> Iterator[Shard]:
+        """All shards, in the order of the rows of the members' table."""
+        return (shard for sources in self.parts.values() for shards in sources.values() for shard in shards)
 
 
 def write_index(folder: Path, index: Index) -> Path:
-    """Write index.json: one line a shard, so that it stays small and can be read by eye."""
+    """Write members.npy, then index.json: one line a shard, so that it stays small and can be read by eye."""
+    tables = [shard.members for shard in index.shards()] or [np.empty((0, len(COLUMNS)), np.int64)]
+    with atomic_write(folder / MEMBERS) as handle:
+        out = Hashed(handle)
+        # by columns: who wants the lengths of all members touches a fifth of the file
+        np.save(out, np.asfortranarray(np.concatenate(tables)))
     head = {
         "format": FORMAT,
         "fingerprint": index.fingerprint,
         "dtype": index.dtype.name,
         "vocab_size": index.vocab_size,
         "eos_id": index.eos_id,
-        "member": COLUMNS,
+        "members": {"file": MEMBERS, "sha256": out.sha256, "columns": COLUMNS},
+        "columns": SHARD_COLUMNS,
     }
     parts = []
     for part, sources in index.parts.items():
         lines = []
         for source, shards in sources.items():
-            rows = ",\n   ".join(json.dumps(shard.to_json()) for shard in shards)
+            rows = ",\n   ".join(json.dumps(shard.row()) for shard in shards)
             lines.append(f"  {json.dumps(source)}: [\n   {rows}]")
         parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
     body = json.dumps(head, indent=1)[:-2] + ',\n "parts": {\n' + ",\n".join(parts) + "\n }\n}\n"
@@ -237,25 +250,49 @@ def write_index(folder: Path, index: Index) -> Path:
 
 
 def read_index(folder: Path) -> Index:
-    """Read a tokens folder's index.
+    """Read a tokens folder's index. The members' table is checksummed, and mapped.
 
     Raises: DataError when it is missing or damaged.
     """
     path = folder / INDEX
     try:
         value = orjson.loads(path.read_bytes())
-        parts = {
-            part: {source: tuple(map(Shard.from_json, shards)) for source, shards in sources.items()}
-            for part, sources in value["parts"].items()
-        }
+        if value["format"] != FORMAT:
+            raise DataError(f"{path}: has format {value['format']}, not {FORMAT}; delete {folder} and tokenize again")
+        table = _read_members(folder / MEMBERS, value["members"]["sha256"])
+        first = 0
+        parts: dict[str, dict[str, tuple[Shard, ...]]] = {}
+        for part, sources in value["parts"].items():
+            parts[part] = {}
+            for source, rows in sources.items():
+                shards = []
+                for file, size, sha256, text_bytes, ids, held, count in rows:
+                    if not _FILE.fullmatch(file) or not _SHA256.fullmatch(sha256):  # both become paths
+                        raise ValueError(f"{file!r} with checksum {sha256!r} is no token tar of this folder")
+                    members = table[first : first + count]
+                    shards.append(Shard(file, size, sha256, text_bytes, ids, held, members))
+                    first += count
+                parts[part][source] = tuple(shards)
         index = Index(int(value["vocab_size"]), int(value["eos_id"]), parts)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; stage tokenize makes it") from None
+        tokens = sum(shard.tokens for shard in index.shards())
+        known = value["fingerprint"] == index.fingerprint and (first, tokens) == (len(table), table[:, TOKENS].sum())
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: no such file; stage tokenize makes it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not an index of token tars ({error!r}); delete {folder} and tokenize again") from None
-    if value.get("format") != FORMAT or value.get("fingerprint") != index.fingerprint:
+    if not known:
         raise DataError(f"{path}: changed after it was written; delete {folder} and tokenize again")
     return index
+
+
+def _read_members(path: Path, sha256: str) -> npt.NDArray[np.int64]:
+    """The members' table, mapped. Raises: DataError when it is not the one that index.json means."""
+    if sha256_file(path) != sha256:
+        raise DataError(f"{path}: changed after it was written; delete {path.parent} and tokenize again")
+    table: npt.NDArray[np.int64] = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != len(COLUMNS) or table.min(initial=0) < 0:
+        raise ValueError(f"{path.name} is no table of members")
+    return table
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -284,7 +321,7 @@ def documents(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> Iterator[npt.
     """The ids of each document of a shard, end-of-text included."""
     ids = map_shard(folder, shard, dtype)
     raw = map_shard(folder, shard, np.dtype(np.uint32))
-    for offset, _, ends_offset, count in shard.members.tolist():
+    for offset, _, ends_offset, count, _ in shard.members.tolist():
         base, start = offset // dtype.itemsize, 0
         for end in raw[ends_offset // 4 : ends_offset // 4 + count].tolist():
             yield ids[base + start : base + end]
@@ -295,3 +332,12 @@ def remove_temporary(folder: Path) -> None:
     """Delete what a killed process left half-written."""
     for path in folder.rglob(f"*{TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+def remove_strays(folder: Path, index: Index) -> None:
+    """Delete tars that gigatoken made before it was caught, where `tokenizers` made fewer of a task."""
+    known = {shard.file for shard in index.shards()}
+    for part in index.parts:
+        for path in (folder / part).glob("*.tar"):
+            if path.relative_to(folder).as_posix() not in known:
+                path.unlink()

@@ -19,7 +19,8 @@ from pipeline.errors import DataError
 from pipeline.progress import progress
 from pipeline.recipe import FinetuneTask
 from pipeline.train.docstrings import Unfit, candidates, source_without_docstring, summary_of, text_of
-from pipeline.train.examples import Example, Examples, Smallest, hash_of
+from pipeline.train.example import Example, Form, hash_of
+from pipeline.train.examples import Examples, Smallest
 
 INSTRUCTION = "Summarise this Python function in one sentence."
 
@@ -45,7 +46,7 @@ def prepare(task: FinetuneTask, name: str, text: Path) -> Examples:
         known = {example.answer for example in train}
         skipped["unknown_label"] += sum(example.answer not in known for example in validation)
         validation = [example for example in validation if example.answer in known]
-    return Examples(task.task, tuple(train), tuple(validation), dict(skipped))
+    return Examples(Form.of(task).kind, tuple(train), tuple(validation), dict(skipped))
 
 
 def _documents(text: Path, part: Part, name: str) -> Iterator[Document]:

@@ -1,50 +1,44 @@
 """DeepSpeed, behind one door: the only file that imports it.
 
 A recipe says what is learnt (batch, optimizer, clipping, precision); a file in ds_configs/ says how memory and
-communication are arranged. Neither may say what the other says: `configuration` refuses it.
+communication are arranged. Neither may say what the other says: deepspeed_files.py refuses it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 import os
+import sys
+import types
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.cluster.device import Device, compiler
 from pipeline.cluster.ranks import Ranks
 from pipeline.config import find_deepspeed_config
 from pipeline.errors import EnvironmentFault, RecipeError
+from pipeline.model.recompute import keep_activations
+from pipeline.model.transformer import Transformer
 from pipeline.recipe import OptimizerSettings, TrainingBase
+from pipeline.train.compilation import COMPILER, CPU_FLOPS
+from pipeline.train.deepspeed_files import check_machine, read_config, refusal
 from pipeline.train.parameters import parameter_groups
 
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
-STATE = "state"  # DeepSpeed's folder inside a checkpoint
-
-# Keys of DeepSpeed's JSON whose values come from the recipe, and where they are set there.
-FROM_RECIPE = {
-    "train_batch_size": "global_batch",
-    "train_micro_batch_size_per_gpu": "micro_batch",
-    "gradient_accumulation_steps": "global_batch and micro_batch",
-    "optimizer": "optimizer",
-    "scheduler": "schedule",
-    "gradient_clipping": "gradient_clip",
-    "bf16": "precision",
-    "fp16": "precision",
-    "bfloat16": "precision",
-    "torch_autocast": "precision",
-    "steps_per_print": "log_interval",
-}
+MEETING = timedelta(minutes=10)  # … and at the start, where no watchdog is at work yet
+# Elements that travel together, where the file leaves it open: enough to fill a GPU's network; between processes of one
+# machine less is faster, and takes less memory (tools/bench/README.md, `zero`).
+BUCKET = {"cuda": 50_000_000, "cpu": 10_000_000}
+BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
+BUCKETS_OF_STAGE = {0: (), 1: BUCKETS, 2: BUCKETS, 3: ("reduce_bucket_size", "stage3_prefetch_bucket_size")}
 
 
 @dataclass(frozen=True)
@@ -70,48 +64,25 @@ def precision(settings: TrainingBase, device: Device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[settings.precision]
 
 
-def compiles(settings: TrainingBase, device: Device) -> bool:
-    """Whether the model goes through torch.compile.
+def compiles(settings: TrainingBase, device: Device, model: nn.Module, operations: float) -> bool:
+    """Whether the model goes through torch.compile. operations: of the whole training, on one rank.
 
     Raises: RecipeError when the recipe asks for it and there is no C++ compiler.
     """
     if settings.compile == "yes" and compiler() is None:
         raise RecipeError("compile=yes needs a C++ compiler (g++ or clang++), and none is here; use compile=auto")
-    return settings.compile == "yes" or (
-        settings.compile == "auto" and device.kind == "cuda" and compiler() is not None
-    )
+    pays = device.kind == "cuda" or (isinstance(model, Transformer) and operations > CPU_FLOPS)
+    return settings.compile == "yes" or (settings.compile == "auto" and pays and compiler() is not None)
 
 
-def zero_stage(name: str) -> int:
-    """The ZeRO stage of a DeepSpeed JSON file, by the name that `deepspeed:` gives it."""
-    return int(read_config(name).get("zero_optimization", {}).get("stage", 0))
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """A DeepSpeed JSON file, checked.
-
-    Raises: RecipeError when it is not JSON, or holds a key that the recipe sets.
-    """
-    path = find_deepspeed_config(name)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: must hold a JSON object, as DeepSpeed's documentation shows")
-    for key in values:
-        if key in FROM_RECIPE:
-            raise RecipeError(f"{path}: '{key}' is set by the recipe ({FROM_RECIPE[key]}); take it out of this file")
-    zero = values.get("zero_optimization", {})
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
-        raise RecipeError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
-    return values
-
-
-def configuration(settings: TrainingBase, plan: Plan) -> dict[str, Any]:
-    """The whole DeepSpeed configuration: the JSON file and what the recipe says."""
+def configuration(settings: TrainingBase, plan: Plan, device_kind: str) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: the JSON file, what the recipe says, what the device likes."""
     values = read_config(settings.deepspeed)
     stage = values.setdefault("zero_optimization", {"stage": 0}).get("stage", 0)
+    for key in BUCKETS_OF_STAGE[stage]:
+        values["zero_optimization"].setdefault(key, BUCKET[device_kind])
+    if stage == 3 and settings.optimizer.name == "muon":
+        values["zero_optimization"].setdefault("reduce_scatter", False)  # Muon wants whole gradients
     low = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(plan.dtype)
     values |= {
         "train_batch_size": plan.micro_batch * plan.accumulation * plan.world_size,
@@ -128,8 +99,8 @@ def configuration(settings: TrainingBase, plan: Plan) -> dict[str, Any]:
     elif low:
         values["bf16" if low == "bfloat16" else "fp16"] = {"enabled": True}
         if stage >= 2 and plan.accumulation > 1 and low == "bfloat16":
-            # bf16 would lose small shares of a long sum. With stage 1 this selects DeepSpeed's BF16_Optimizer, whose
-            # checkpoints its own zero_to_fp32 cannot read.
+            # bf16 would lose small shares of a long sum. With stage 1 this selects DeepSpeed's BF16_Optimizer, which
+            # holds an fp32 gradient of every weight on every rank.
             values.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     return values
 
@@ -151,9 +122,11 @@ def optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Opti
 def process_group(ranks: Ranks, device: Device) -> Iterator[None]:
     """Connect all ranks, and part from them in the end: leaving without it sometimes aborts the process.
 
-    Raises: EnvironmentFault when the others do not come, or DeepSpeed is a version that computes wrong gradients.
+    Raises: EnvironmentFault when the others do not come.
     """
     deepspeed = _import(device)
+    from deepspeed.utils import groups
+
     # On GPUs decisions are exchanged on the host (gloo), without waiting for the device (nccl).
     backend = "cpu:gloo,cuda:nccl" if device.kind == "cuda" else "gloo"
     with _environment(ranks):
@@ -162,11 +135,16 @@ def process_group(ranks: Ranks, device: Device) -> Iterator[None]:
                 store = torch.distributed.HashStore()  # type: ignore[attr-defined]
                 torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
             else:
-                torch.distributed.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
+                meeting = torch.distributed.rendezvous("env://", timeout=MEETING)  # type: ignore[attr-defined]
+                store, rank, world_size = next(meeting)
+                store.set_timeout(TIMEOUT)
+                torch.distributed.init_process_group(
+                    backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+                )
         except (RuntimeError, ValueError) as error:
             raise EnvironmentFault(
                 f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {ranks.address}:{ranks.port}: "
-                f"{str(error).splitlines()[0]}"
+                f"{str(error).splitlines()[0]}; `pipeline preflight` under the same launcher says who is missing"
             ) from error
         try:
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
@@ -174,6 +152,7 @@ def process_group(ranks: Ranks, device: Device) -> Iterator[None]:
         finally:
             with contextlib.suppress(RuntimeError):  # another rank has died: there is nobody to part from
                 deepspeed.comm.destroy_process_group()
+            groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of ZeRO++; the next training makes its own
 
 
 @contextlib.contextmanager
@@ -202,36 +181,29 @@ def _environment(ranks: Ranks) -> Iterator[None]:
 def start(model: nn.Module, settings: TrainingBase, device: Device, plan: Plan) -> Any:
     """A DeepSpeed engine over `model`, which is moved to the device and turned to plan.dtype.
 
-    Returns deepspeed.DeepSpeedEngine. Raises: RecipeError when DeepSpeed refuses the configuration.
+    Returns deepspeed.DeepSpeedEngine. Raises: RecipeError when the configuration cannot be had here, or DeepSpeed
+    refuses it.
     """
-    if not plan.compile:
-        # DeepSpeed compiles Muon's iteration at its first step: without a compiler it would die there.
-        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    check_machine(settings.deepspeed, device, plan.world_size)
     deepspeed = _import(device)
+    COMPILER.optimizer = False
+    keep_activations(model, settings.activation_checkpointing)
     model.to(device.torch_device)
-    values = configuration(settings, plan)
+    values = configuration(settings, plan, device.kind)
+    if values["zero_optimization"]["stage"] == 3 and isinstance(model, Transformer):
+        # A block's weights are fetched together, by one hook in place of one for each layer in it: fewer to run, and
+        # none where a compiler or a second forward pass would meet it.
+        for block in model.blocks:
+            deepspeed.utils.set_z3_leaf_module(block, True)
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, settings.optimizer), config=values)
     except (AssertionError, ValueError, deepspeed.DeepSpeedConfigError) as error:
         path = find_deepspeed_config(settings.deepspeed)
-        raise RecipeError(f"{path}: DeepSpeed refuses it: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{path}: DeepSpeed refuses it: {refusal(error)}") from error
     if plan.compile:
-        engine.compile()
+        deepspeed.utils.nvtx.enable_nvtx = False  # marks for a profiler, at which a compiler would stop
+        COMPILER.compile(model, device, settings.compile_cache)
     return engine
-
-
-def fp32_weights(checkpoint: Path, stage: int) -> dict[str, Tensor]:
-    """The fp32 weights in a checkpoint folder, by parameter name, on the CPU: the ranks' shares put together."""
-    _quiet()
-    from deepspeed.utils import zero_to_fp32
-
-    if stage == 0:
-        states = torch.load(checkpoint / STATE / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-        weights: dict[str, Tensor] = states["module"]
-        return weights
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        found: dict[str, Tensor] = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
-    return found
 
 
 def release() -> None:
@@ -249,15 +221,14 @@ def _quiet() -> None:
 
 def _import(device: Device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.kind)  # otherwise it looks for one, with a warning
+    # Its tuner of configurations, which only its launcher uses, imports mlflow: two seconds of every rank's start.
+    unused = types.ModuleType("deepspeed.autotuning.autotuner")
+    unused.Autotuner = None  # type: ignore[attr-defined]
+    sys.modules.setdefault(unused.__name__, unused)
     import deepspeed
 
     _quiet()
-    version = tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3])
-    if (0, 17, 6) <= version <= (0, 18, 2):
-        raise EnvironmentFault(
-            f"deepspeed {deepspeed.__version__} computes wrong ZeRO-2 gradients (its issue 7718); "
-            "install 0.19.8 or newer"
-        )
+    deepspeed.runtime.compiler.compile = COMPILER.late
     # It would try which operators a compiler can build here, build a shared-memory all-reduce with it at every start,
     # and die where there is none. We use no such operator.
     deepspeed.ops.__compatible_ops__ = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -26,17 +27,20 @@ class History:
 
     def cut(self, step: int) -> None:
         """Forget what was learnt after `step` steps: it will be done again. Opens the file."""
+        self.close()
+        self._losses.clear()
+        self._validations.clear()
         kept = []
         for record in self._read():
             if "loss" in record and record["step"] < step:
-                self._losses[record["step"]] = record["loss"]
+                self._losses[record["step"]] = math.nan if record["loss"] is None else record["loss"]
             elif "validation" in record and record["step"] <= step:
                 self._validations[record["step"]] = record["validation"]
             else:
                 continue
             kept.append(json.dumps(record) + "\n")
         if self._writes:
-            write_text(self._path, "".join(kept))
+            write_text(self._path, "".join(kept), own=True)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 — close() closes it
 
     def _read(self) -> Iterator[dict[str, Any]]:
@@ -48,9 +52,9 @@ class History:
                     yield json.loads(line)
 
     def add_loss(self, step: int, loss: float) -> None:
-        """The mean loss of step `step` (counted from 0)."""
-        self._losses[step] = loss
-        self._write({"step": step, "loss": loss})
+        """The mean loss of step `step` (counted from 0); one that is not finite is null in the file, nan here."""
+        self._losses[step] = loss if math.isfinite(loss) else math.nan
+        self._write({"step": step, "loss": loss if math.isfinite(loss) else None})
 
     def add_validation(self, step: int, found: dict[str, float]) -> None:
         """Numbers on held-out data after `step` steps."""
@@ -70,10 +74,11 @@ class History:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._file = None
 
     def recent(self, count: int) -> float:
-        """Mean of the last `count` losses; nan when there is none."""
-        last = list(self._losses.values())[-count:]
+        """Mean of the finite ones of the last `count` losses; nan when there is none."""
+        last = [loss for loss in itertools.islice(reversed(self._losses.values()), count) if math.isfinite(loss)]
         return math.fsum(last) / len(last) if last else math.nan
 
     def losses(self) -> list[float]:
@@ -83,3 +88,8 @@ class History:
     def validations(self) -> dict[int, dict[str, float]]:
         """Held-out numbers by steps done."""
         return dict(sorted(self._validations.items()))
+
+
+def in_json(value: float) -> float | str:
+    """A number as JSON can hold it: `nan` and `inf` as words."""
+    return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""Which weights decay, which are Muon's, and in what order they lie."""
+"""Which weights decay, and which are Muon's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.files import fingerprint
 from pipeline.recipe import OptimizerSettings
 
 
@@ -44,13 +43,6 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             {"params": plain, "use_muon": False, **undecayed},
         ]
     return [group for group in groups if group["params"]]
-
-
-def layout(model: nn.Module, settings: OptimizerSettings) -> str:
-    """Names the order in which DeepSpeed lays weights into its flat buffers: a checkpoint fits no other."""
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    groups = parameter_groups(model, settings)
-    return fingerprint([[[names[id(weight)], list(weight.shape)] for weight in group["params"]] for group in groups])
 
 
 def _output_weight(model: nn.Module) -> Tensor | None:

@@ -16,6 +16,7 @@ class Prefetch(Generic[T]):
 
     def __init__(self, make: Callable[[int], T], first: int, end: int) -> None:
         self._made: queue.Queue[T | BaseException] = queue.Queue(maxsize=AHEAD)
+        self._held: list[T] = []  # by `wait`
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(make, first, end), name="prefetch", daemon=True)
         self._thread.start()
@@ -37,8 +38,15 @@ class Prefetch(Generic[T]):
                 continue
         return False
 
+    def wait(self) -> None:
+        """Return when the next item is made; an error in making it is raised."""
+        if not self._held:
+            self._held.append(self.next())
+
     def next(self) -> T:
         """The next item, waiting for it if need be."""
+        if self._held:
+            return self._held.pop()
         item = self._made.get()
         if isinstance(item, BaseException):
             raise item

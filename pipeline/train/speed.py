@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import resource
-
 import torch
+
+from pipeline.memory import peak_resident
 
 
 def peak_memory(kind: str) -> float:
     """Most memory this rank has held, in bytes: of the GPU, or of the process."""
     if kind == "cuda":
         return float(torch.cuda.max_memory_allocated())
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return float(peak_resident())
 
 
 class Speed:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.cluster import device as devices
 from pipeline.cluster.device import compiler, find_device, gpu_count, matmul_peak, threads_of
 from pipeline.cluster.ranks import ALONE, Ranks, cores
 from pipeline.errors import EnvironmentFault
@@ -18,6 +19,12 @@ def test_finds_a_device_that_computes() -> None:
     assert torch.ones(2, device=device.torch_device).sum() == 2
     assert device.name in device.describe()
     assert matmul_peak(device, torch.float32) > 1e8
+
+
+def test_a_busy_machine_has_a_peak_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first product alone took longer than is measured."""
+    monkeypatch.setattr(devices, "PEAK_SECONDS", 0.0)
+    assert matmul_peak(find_device(ALONE), torch.float32) > 0
 
 
 def test_threads_are_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

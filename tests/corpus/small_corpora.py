@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.manifest import Manifest
+from pipeline.recipe import Recipe
 
 PROSE = (
     "The river rises in the hills above the town and runs for forty miles before it meets the sea. "
@@ -14,6 +16,14 @@ PROSE = (
 )
 
 Shard = Callable[..., Manifest]  # of the fixture `shard`
+MakeRecipe = Callable[..., Recipe]  # of the fixture `recipe_in`
+
+
+class Plain(NamedTuple):
+    """What the plain command makes of a recipe; of the fixture `plain`."""
+
+    files: dict[str, bytes]
+    made: Manifest
 
 
 def prose(number: int, repeats: int = 2) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpus.document import Document, Dropped
-from pipeline.corpus.sources import plan_splits, read_split, source_fingerprint
+from pipeline.corpus.readers.split import read_split
+from pipeline.corpus.sources import plan_splits, source_fingerprint
 from pipeline.errors import DataError
-from pipeline.recipe import PythonSource
+from pipeline.recipe import Corpus, PythonSource
 
 
 def source(*packages: str, **settings: str) -> PythonSource:
@@ -16,7 +17,7 @@ def source(*packages: str, **settings: str) -> PythonSource:
 
 
 def documents(wanted: PythonSource) -> list[Document | Dropped]:
-    return [document for split in plan_splits(wanted, 1 << 30) for document, _ in read_split(wanted, split, "fail")]
+    return [document for split in plan_splits(wanted, 1 << 30) for document, _ in read_split(wanted, split, Corpus())]
 
 
 @pytest.fixture

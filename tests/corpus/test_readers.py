@@ -14,12 +14,14 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import readers
 from pipeline.corpus.compressed import open_stream
 from pipeline.corpus.document import Document, Dropped
-from pipeline.corpus.sources import Item, plan_splits, read_split
+from pipeline.corpus.locations import Item
+from pipeline.corpus.readers import records
+from pipeline.corpus.readers.split import read_split
+from pipeline.corpus.sources import plan_splits
 from pipeline.errors import DataError
-from pipeline.recipe import HuggingFaceSource, JsonlSource, ParquetSource, Source, TextSource
+from pipeline.recipe import Corpus, HuggingFaceSource, JsonlSource, ParquetSource, Source, TextSource
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -30,7 +32,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 def read(source: Source, bad_lines: Any = "fail", split_bytes: int = 1 << 20) -> list[Document | Dropped]:
     splits = plan_splits(source, split_bytes)
-    return [document for split in splits for document, _ in read_split(source, split, bad_lines)]
+    return [document for split in splits for document, _ in read_split(source, split, Corpus(bad_lines=bad_lines))]
 
 
 def texts(found: list[Document | Dropped]) -> list[str]:
@@ -114,7 +116,7 @@ def test_lone_surrogates_and_nan_are_read(tmp_path: Path) -> None:
 
 
 def test_a_line_too_large_for_memory_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 50)
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 50)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' + json.dumps({"text": "x" * 90}) + '\n{"text": "b"}\n')
     found = read(jsonl(path))
@@ -150,7 +152,7 @@ def test_several_frames_are_one_text(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_bomb_is_not_held_in_memory(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 MiB of zeros: dropped as a document, passed over as a line, and never there as a whole."""
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 1 << 20)
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 1 << 20)
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(PACK[suffix](bytes(1 << 26)))
     tracemalloc.start()
@@ -185,13 +187,16 @@ def test_text(tmp_path: Path, suffix: str) -> None:
     assert [one.id for one in paragraphs] == [f"a.md{suffix}@0", f"a.md{suffix}@{content.index(b'th')}"]
 
 
-def test_bytes_that_are_no_utf8_become_replacement_characters(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    assert texts(read(text(tmp_path / "a.txt"))) == ["caf\ufffd"]
+def test_bytes_that_no_encoding_explains_become_replacement_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("une forêt, été".encode() + b"\xff")
+    (found,) = read(text(tmp_path / "a.txt"))
+    assert found.text == "une forêt, été\ufffd"
+    assert isinstance(found, Document)
+    assert found.metadata == {"path": "a.txt", "replaced": "1"}
 
 
 def test_a_paragraph_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 20)
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 20)
     (tmp_path / "a.txt").write_text("one\n\n" + "a line of it\n" * 5 + "\n" + "x" * 90 + "\ny\n\ntwo\n")
     found = read(text(tmp_path / "a.txt", split="paragraph"))
     assert texts(found) == ["one", "two"]
@@ -217,6 +222,22 @@ def test_parquet(tmp_path: Path) -> None:
         read(parquet(path, text_field="words"), "drop")
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_parquet_text_too_large_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType
+) -> None:
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 20)
+    path = tmp_path / "a.parquet"
+    texts_there = ["one", "x" * 21, None, "é" * 10, "é" * 11, "two"]
+    pq.write_table(pa.table({"text": pa.array(texts_there, kind)}), path, row_group_size=4)
+    found = read(parquet(path), "drop")
+    assert texts(found) == ["one", "é" * 10, "two"]
+    dropped = [(one.id, one.rule, one.value) for one in found if isinstance(one, Dropped)]
+    assert dropped[0] == ("a.parquet@1", "max_record_bytes", 21)
+    assert dropped[1][:2] == ("a.parquet@2", "bad_record")
+    assert dropped[2] == ("a.parquet@4", "max_record_bytes", 22)
+
+
 def test_a_parquet_file_that_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["some text"] * 1000}), path)
@@ -234,6 +255,9 @@ def test_huggingface_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     settings = {"name": "hub", "type": "huggingface", "path": "json", "data_files": str(tmp_path / "a.jsonl")}
     source = HuggingFaceSource.model_validate(settings | {"text_field": "words"})
     assert [(one.id, one.text) for one in read(source)] == [("json@0", "one"), ("json@1", "two")]
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "MAX_RECORD_BYTES", 2)
+        assert [one.value for one in read(source) if isinstance(one, Dropped)] == [3, 3]
     with pytest.raises(DataError, match="source hub: data set json: no column 'text'; there are: words, n"):
         read(HuggingFaceSource.model_validate(settings))
     with pytest.raises(DataError, match="source hub: data set json: cannot be"):

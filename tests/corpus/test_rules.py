@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from small_corpora import PROSE
 
 from pipeline.corpus.document import Document, Dropped
-from pipeline.corpus.rules import build_rules, judge
+from pipeline.corpus.rules import PLAIN, Judge, build_rules
 from pipeline.recipe import Rules
+from pipeline.settings.rules import SETS
 
-OFF = dict.fromkeys(Rules.model_fields)
+OFF = dict.fromkeys(PLAIN)
 CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。" * 10
 
 
 def judged(text: str, **rules: Any) -> Document | Dropped:
-    return judge(Document(text, "id", "source"), build_rules(Rules(**OFF | rules)))
+    return Judge(Rules(**OFF | rules))(Document(text, "id", "source"))
 
 
 @pytest.mark.parametrize(
@@ -54,13 +55,14 @@ def test_each_rule_on_both_sides_of_its_threshold(
 
 
 def test_every_rule_of_the_recipe_is_built() -> None:
-    on = dict.fromkeys(Rules.model_fields, 1) | {"mean_word_length": (1, 2)}
-    assert {rule.name for rule in build_rules(Rules(**on))} == {*Rules.model_fields, "empty"}
+    on = dict.fromkeys(PLAIN, 1) | {"mean_word_length": (1, 2)}
+    assert {rule.name for rule in build_rules(Rules(**on))} == {*PLAIN, "empty"}
+    assert {*Rules.model_fields} == {*PLAIN, *SETS, "language_files"}
 
 
 def test_defaults_keep_prose_and_chinese() -> None:
     for text in (PROSE * 3, CHINESE):
-        assert isinstance(judge(Document(text, "id", "source"), build_rules(Rules())), Document)
+        assert isinstance(Judge(Rules())(Document(text, "id", "source")), Document)
 
 
 def test_chinese_characters_are_its_words() -> None:
@@ -72,6 +74,6 @@ def test_chinese_characters_are_its_words() -> None:
 
 @given(st.text())
 def test_no_text_breaks_the_rules_themselves(text: str) -> None:
-    everything = dict.fromkeys(Rules.model_fields, 0.5) | {"mean_word_length": (3, 10)}
+    everything = dict.fromkeys(PLAIN, 0.5) | {"mean_word_length": (3, 10)}
     whole = {"min_characters": 0, "max_characters": 9, "min_words": 0, "max_words": 9, "max_line_length": 9}
-    judge(Document(text, "id", "source"), build_rules(Rules(**everything | whole)))
+    Judge(Rules(**everything | whole))(Document(text, "id", "source"))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.sources import find_files, path_fingerprint, plan_splits, source_fingerprint
+from pipeline.corpus.locations import find_files, path_fingerprint
+from pipeline.corpus.sources import plan_splits, source_fingerprint
 from pipeline.errors import DataError
 from pipeline.recipe import HuggingFaceSource, JsonlSource, Source, TextSource
 

@@ -49,6 +49,42 @@ def test_a_tar_is_closed_once_it_is_full(tmp_path: Path) -> None:
     assert [document for path in paths for document in read_text_tar(path)][:2] == DOCUMENTS[:2]
 
 
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 200])
+def test_names_of_any_length_and_other_writers(tmp_path: Path, length: int) -> None:
+    folder, key = "f" * max(0, length - 60), "k" * min(length, 60)
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for suffix, content in ((".txt", b"text"), (".json", b'{"id": "1", "source": "web"}')):
+            member = tarfile.TarInfo(f"{folder}/{key}{suffix}" if folder else f"{key}{suffix}")
+            member.size, member.mtime, member.uname = len(content), 1_700_000_000, "somebody"
+            tar.addfile(member, io.BytesIO(content))
+    assert list(read_text_tar(tmp_path / "x.tar")) == [Document("text", "1", "web")]
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "message"),
+    [
+        (124, b"-0000000001\0", "not an octal number"),  # would be read over and over
+        (124, b"0000_000001\0", "not an octal number"),
+        (124, b"\x80" + bytes(10) + b"\1", "not an octal number"),  # GNU's binary numbers
+        (124, b"77777777777\0", "is cut short"),
+        (156, b"2", "is not a plain file"),
+        (0, b"../x.exe", "not a .txt followed by its .json"),
+    ],
+)
+def test_headers_that_lie_are_named(tmp_path: Path, place: int, content: bytes, message: str) -> None:
+    (path,) = write(tmp_path)
+    tar = bytearray(path.read_bytes())
+    tar[place : place + len(content)] = content
+    path.write_bytes(tar)
+    with pytest.raises(DataError, match="bad checksum"):
+        list(read_text_tar(path))
+    tar[148:156] = b" " * 8
+    tar[148:156] = b"%06o\0 " % sum(tar[:512])
+    path.write_bytes(tar)
+    with pytest.raises(DataError, match=message):
+        list(read_text_tar(path))
+
+
 def test_a_tar_that_is_cut_anywhere_is_named(tmp_path: Path) -> None:
     (path,) = write(tmp_path)
     whole = path.read_bytes()
@@ -107,11 +143,14 @@ def test_random_damage_gives_documents_or_one_clear_line(tmp_path: Path, offset:
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 1 << 20])
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, shard_bytes: int) -> None:
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full here")
-    (tmp_path / "web-00000-000.tar.tmp").symlink_to(full)
+    monkeypatch.setattr("pipeline.files.secrets.token_hex", lambda count: "own")
+    (tmp_path / "web-00000-000.tar.own.tmp").symlink_to(full)
     with pytest.raises(EnvironmentFault, match="the disk is full"):
         write(tmp_path, shard_bytes)
     assert list(tmp_path.iterdir()) == []

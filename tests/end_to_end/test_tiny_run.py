@@ -36,6 +36,7 @@ def test_everything_that_the_design_names_is_there(tiny_run: Path) -> None:
         "text/manifest.json",
         "tokenizer/tokenizer.json",
         "tokens/index.json",
+        "tokens/members.npy",
         "checkpoints/final/weights.safetensors",
         "model/config.json",
         "model/model.safetensors",

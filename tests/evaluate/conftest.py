@@ -39,9 +39,12 @@ TEXTS = {
 LABELS = ["bridge", "moon", "river"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small lose more by sharing their work between threads than they win."""
+    """Networks this small lose more by sharing their work between threads than they win.
+
+    Given back after each file: another number of threads adds in another order, and other tests compare bits.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

@@ -19,7 +19,7 @@ def test_all_documents_by_source_in_order(tmp_path: Path, write_text: Write) -> 
     texts = {"b": ["one", "zwei"], "a": ["三"], "a_b": ["four"], "empty": []}
     write_text(tmp_path, texts)
     found = held_out_text(tmp_path, None)
-    assert {source.source: list(source.texts()) for source in found} == {
+    assert {source.source: [document.text for document in source.documents()] for source in found} == {
         "a": ["三"],
         "a_b": ["four"],
         "b": ["one", "zwei"],
@@ -29,9 +29,9 @@ def test_all_documents_by_source_in_order(tmp_path: Path, write_text: Write) -> 
 
 def test_a_bound_is_shared_by_size_and_keeps_whole_documents(tmp_path: Path, write_text: Write) -> None:
     write_text(tmp_path, {"a": ["x" * 30] * 10, "b": ["y" * 10] * 10})
-    found = {source.source: [len(text) for text in source.texts()] for source in held_out_text(tmp_path, 100)}
+    found = {source.source: [len(one.text) for one in source.documents()] for source in held_out_text(tmp_path, 100)}
     assert found == {"a": [30, 30], "b": [10, 10]}  # shares of 75 and 25 bytes
-    least = {source.source: [len(text) for text in source.texts()] for source in held_out_text(tmp_path, 1)}
+    least = {source.source: [len(one.text) for one in source.documents()] for source in held_out_text(tmp_path, 1)}
     assert least == {"a": [30], "b": [10]}  # at least one document each
 
 

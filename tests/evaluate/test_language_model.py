@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from pipeline.corpus.document import Document
 from pipeline.errors import DataError
 from pipeline.evaluate import language_model
-from pipeline.evaluate.language_model import Cost, batches, negative_log_likelihoods, text_cost, windows
+from pipeline.evaluate.language_model import Cost, batches, document_costs, negative_log_likelihoods, windows
 from pipeline.model.directory import load_causal_model
 from pipeline.progress import Progress
 from pipeline.tokens.encode import Encoder
@@ -37,7 +38,15 @@ def encoder(run_folder: Path) -> Encoder:
 
 
 def cost(model: Any, encoder: Encoder, texts: list[str], context: int, stride: int, batch: int = 3) -> Cost:
-    return text_cost(model, encoder, texts, context=context, stride=stride, batch=batch, bar=Progress("test", 0, "B"))
+    return sum((one for _, one in costs(model, encoder, texts, context, stride, batch)), Cost())
+
+
+def costs(
+    model: Any, encoder: Encoder, texts: list[str], context: int, stride: int, batch: int = 3
+) -> list[tuple[Document, Cost]]:
+    documents = (Document(text, str(number), "test") for number, text in enumerate(texts))
+    bar = Progress("test", 0, "B")
+    return list(document_costs(model, encoder, documents, context=context, stride=stride, batch=batch, bar=bar))
 
 
 def ids(encoder: Encoder, texts: list[str]) -> list[int]:
@@ -79,6 +88,22 @@ def test_each_target_is_predicted_from_the_stated_context(
             logits = model(torch.tensor([stream[end - context : target]])).logits[0, -1]
         expected += float(functional.cross_entropy(logits, torch.tensor(stream[target])))
     assert cost(model, encoder, texts, context, stride).nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_document_pays_for_its_own_tokens(model: LlamaForCausalLM, encoder: Encoder) -> None:
+    texts = [*TEXTS, "", "y"]
+    stream = torch.tensor(ids(encoder, texts))
+    with torch.inference_mode():
+        losses = functional.cross_entropy(model(stream[None, :-1]).logits[0], stream[1:], reduction="none")
+    sizes = [len(encoder.encode([text])[0]) + 1 for text in texts]
+    expected = [float(part.sum()) for part in torch.split(losses, sizes)]
+    found = costs(model, encoder, texts, context=200, stride=200)
+    assert [document.text for document, _ in found] == texts
+    assert [one.nats for _, one in found] == pytest.approx(expected, rel=1e-4)
+    assert [one.tokens for _, one in found] == sizes
+    assert [one.bytes for _, one in found] == [len(text.encode()) for text in texts]
+    cut = costs(model, encoder, texts, context=7, stride=3, batch=2)  # documents end within windows
+    assert [one.tokens for _, one in cut] == sizes
 
 
 def test_batch_and_logits_at_once_change_nothing(

@@ -39,7 +39,7 @@ def test_stock_transformers_loads_it_with_equal_logits(trained: Trained, changes
     tokenizer = AutoTokenizer.from_pretrained(work.folder)
     found = export.read_trained(recipe.workdir / "checkpoints" / "final")
     ours = build_model(found.settings, found.vocab_size, seed=0)
-    ours.load_state_dict(found.weights)
+    ours.load_state_dict({name: found.files.read(name) for name in found.files.shapes})
     tokens = torch.tensor([tokenizer("the river 河水 def flow")["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=tokens).logits, ours(tokens), rtol=1e-4, atol=1e-5)
@@ -95,14 +95,6 @@ def test_a_full_disk_is_one_clear_line_and_the_next_start_ends_well(trained: Tra
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (work.folder / "config.json").exists()
     assert export.run(recipe, work, Tracker()).counts["bytes"] > 40_000
-
-
-def test_large_models_are_cut_into_files(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "SHARD_SIZE", "30KB")
-    recipe, work = trained()
-    made = export.run(recipe, work, Tracker())
-    assert "model.safetensors.index.json" in {output.path for output in made.outputs}
-    assert sum(output.path.endswith(".safetensors") for output in made.outputs) > 1
 
 
 def _change_weights(folder: Path) -> None:

@@ -1,20 +1,23 @@
-"""Our Transformer against Hugging Face's Llama, and its own promises."""
+"""Our Transformer against Hugging Face's Llama, Qwen2 and Qwen3, and its own promises."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pipeline.errors import DataError
 from pipeline.model.build import build_model
-from pipeline.model.huggingface import from_config, from_weights, to_config, to_weights
-from pipeline.model.transformer import rotations
+from pipeline.model.huggingface import load_weights, to_config, to_weights
+from pipeline.model.transformer import document_blocks, rotations
 from pipeline.recipe import ModelSettings
+from pipeline.settings.model import shape_of
 
 Tiny = Callable[..., ModelSettings]
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
@@ -22,21 +25,36 @@ SHAPES = [
     {},
     {"tied_embeddings": False},
     {"kv_heads": None},
+    {"head_dim": 12},
+    {"qkv_bias": True},
+    {"qk_norm": True, "head_dim": 16, "tied_embeddings": False},
     {"kv_heads": 1, "rope_theta": 500_000.0, "norm_eps": 1e-6, "ffn_dim": 48, "layers": 3},
 ]
 
 
-def llama(settings: ModelSettings, vocab_size: int) -> LlamaForCausalLM:
+def foreign(settings: ModelSettings, vocab_size: int) -> Any:
+    """Their model; where there are biases and norms of heads, they are drawn."""
     torch.manual_seed(3)
-    return LlamaForCausalLM(to_config(settings, vocab_size, TOKENS, "float32")).eval()
+    model = AutoModelForCausalLM.from_config(to_config(settings, vocab_size, TOKENS, "float32"))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("bias", "q_norm.weight", "k_norm.weight")):
+                weight.add_(torch.randn_like(weight) / 4)
+    return model.eval()
+
+
+def taken_over(settings: ModelSettings, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    ours = build_model(settings, 300, seed=0)
+    with torch.no_grad():
+        load_weights(ours, settings, {name: weight.shape for name, weight in weights.items()}, weights.__getitem__)
+    return ours
 
 
 @pytest.mark.parametrize("changes", SHAPES)
-def test_logits_equal_hugging_face_llama(tiny: Tiny, changes: dict[str, object]) -> None:
+def test_logits_equal_hugging_face(tiny: Tiny, changes: dict[str, object]) -> None:
     settings = tiny(**changes)
-    theirs = llama(settings, 300)
-    ours = build_model(settings, 300, seed=0)
-    ours.load_state_dict(from_weights(settings, theirs.state_dict()))
+    theirs = foreign(settings, 300)
+    ours = taken_over(settings, theirs.state_dict())
     tokens = torch.randint(300, (2, 64))
     with torch.no_grad():
         expected, found = theirs(input_ids=tokens).logits, ours(tokens)
@@ -48,15 +66,14 @@ def test_logits_equal_hugging_face_llama(tiny: Tiny, changes: dict[str, object])
 
 
 @pytest.mark.parametrize("changes", SHAPES)
-def test_gradients_equal_hugging_face_llama(tiny: Tiny, changes: dict[str, object]) -> None:
+def test_gradients_equal_hugging_face(tiny: Tiny, changes: dict[str, object]) -> None:
     settings = tiny(**changes)
-    theirs = llama(settings, 300)
-    ours = build_model(settings, 300, seed=0)
-    ours.load_state_dict(from_weights(settings, theirs.state_dict()))
+    theirs = foreign(settings, 300)
+    ours = taken_over(settings, theirs.state_dict())
     tokens = torch.randint(300, (2, 33))
     ours.loss_sum(tokens[:, :-1], tokens[:, 1:]).backward()  # type: ignore[operator]
     loss = functional.cross_entropy(theirs(input_ids=tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
-    (loss * 64).backward()
+    (loss * 64).backward()  # type: ignore[no-untyped-call]
     found = to_weights(settings, {name: weight.grad for name, weight in ours.named_parameters()})  # type: ignore[misc]
     for name, weight in theirs.named_parameters():
         torch.testing.assert_close(found[name], weight.grad, rtol=2e-3, atol=1e-3, msg=name)
@@ -66,25 +83,21 @@ def test_gradients_equal_hugging_face_llama(tiny: Tiny, changes: dict[str, objec
 def test_round_trip_is_the_identity(tiny: Tiny, changes: dict[str, object]) -> None:
     settings = tiny(**changes)
     weights = build_model(settings, 300, seed=5).state_dict()
-    again = from_weights(settings, to_weights(settings, weights))
+    again = taken_over(settings, to_weights(settings, weights)).state_dict()
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
-    back = from_config(to_config(settings, 300, TOKENS, "float32"))
-    shape = settings.settings() | {"ffn_dim": back.ffn_dim, "kv_heads": settings.kv_heads or settings.heads}
-    assert back.settings() == shape
+    back = ModelSettings(**shape_of(to_config(settings, 300, TOKENS, "float32").to_dict()))
+    stated = {"ffn_dim": back.ffn_dim, "kv_heads": settings.kv_heads or settings.heads, "vocab_size": 300}
+    assert back.settings() == settings.settings() | stated
 
 
 def test_foreign_variants_are_refused_by_name(tiny: Tiny) -> None:
-    config = to_config(tiny(), 300, TOKENS, "float32")
-    config.attention_bias = True
-    with pytest.raises(DataError, match="attention_bias"):
-        from_config(config)
     weights = to_weights(tiny(), build_model(tiny(), 300, seed=5).state_dict())
     with pytest.raises(DataError, match=r"rotary\.inv_freq"):
-        from_weights(tiny(), weights | {"rotary.inv_freq": torch.zeros(1)})
+        taken_over(tiny(), weights | {"rotary.inv_freq": torch.zeros(1)})
     weights.pop("model.layers.1.mlp.up_proj.weight")
     with pytest.raises(DataError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        from_weights(tiny(), weights)
+        taken_over(tiny(), weights)
 
 
 def test_a_token_reads_nothing_after_it(tiny: Tiny) -> None:
@@ -96,6 +109,19 @@ def test_a_token_reads_nothing_after_it(tiny: Tiny) -> None:
         before, after = model(tokens), model(changed)
     assert torch.equal(before[:, :12], after[:, :12])
     assert not torch.allclose(before[:, 12:], after[:, 12:])
+
+
+@pytest.mark.parametrize("length", [96, 200])  # within a block of FlexAttention, and more than one
+def test_blocks_of_documents_say_what_the_dense_mask_says(tiny: Tiny, length: int) -> None:
+    model: Any = build_model(tiny(max_seq_len=256), 300, seed=1)
+    tokens = torch.randint(300, (2, length), generator=torch.Generator().manual_seed(0))
+    documents = (tokens < 12).cumsum(1)
+    with torch.no_grad():  # FlexAttention has no backward pass on a CPU
+        expected = model(tokens, documents=documents)
+        model.document_blocks = document_blocks
+        found = model(tokens, documents=documents)
+        assert not torch.allclose(expected, model(tokens), atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_angles_do_not_suffer_from_bf16() -> None:

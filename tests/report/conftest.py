@@ -96,6 +96,13 @@ def make_finished(folder: Path) -> Recipe:
     counts |= {"validation": {**held, "tars": 8}, "dropped": dropped}
     poem = {"read": part(10, 900), "kept": part(10, 900), "train": part(9, 800), "validation": part(1, 100)}
     sources = {"python": counts, "poetry": {**poem, "dropped": {}}}
+    spoken = {
+        "en": {**counts},
+        HOSTILE[:30]: {**poem, "dropped": {"language": part(4, 10), "c4.min_sentences": part(2, 9)}},
+    }
+    counts["languages"] = {
+        code: {key: found[key] for key in ("read", "kept", "dropped")} for code, found in spoken.items()
+    }
     shard = finish(recipe, "shard", "text", {"source:python": "0" * 32}, counts={**counts, "sources": sources})
     tokenizer = finish(
         recipe, "tokenizer", "tokenizer", {"shard": shard.fingerprint},
@@ -151,6 +158,17 @@ EVALUATIONS: dict[str, Any] = {
     "package": {
         "task": "classify", "examples": 300, "accuracy": 0.81, "macro_f1": 0.74, "majority_accuracy": 0.41,
         "majority_label": "torch", "labels": ["torch", "sympy", "诗词", HOSTILE],
+        "ece": 0.07, "auc": 0.9, "micro_f1": 0.81,
+        "intervals": {"accuracy": [0.77, 0.85], "macro_f1": [0.69, 0.79]},
+        "calibration": [
+            {"confidence": 0.45, "accuracy": 0.3, "examples": 40},
+            {"confidence": 0.95, "accuracy": 0.89, "examples": 260},
+        ],
+        "groups": {
+            HOSTILE: {"examples": 100, "accuracy": 0.7, "macro_f1": 0.6, "interval": [0.61, 0.79]},
+            "诗": {"examples": 1, "accuracy": 1.0, "macro_f1": 1.0},
+        },
+        "largest_gap": {"best": "诗", "worst": HOSTILE, "accuracy": 0.3},
         "confusion": [[110, 8, 3, 1], [9, 80, 5, 0], [4, 6, 40, 2], [7, 8, 4, 13]],
         "per_class": {
             label: {"precision": 0.8, "recall": 0.79, "f1": 0.795, "support": 100}

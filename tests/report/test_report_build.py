@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.files import write_json
 from pipeline.recipe import Recipe
 from pipeline.report.build import REPORT, cut, duration, number, short, write_report
 
@@ -58,13 +60,44 @@ def test_text_from_corpora_is_only_text(reported: Recipe) -> None:
 
 def test_pictures_are_well_formed_and_escaped(reported: Recipe) -> None:
     found = {path.stem: path for path in (reported.workdir / "logs" / "plots").glob("*.svg")}
-    expected = {"documents", "dropped", "bits_per_byte", "lineage", "pretrain.loss", "evaluation.package"}
+    expected = {
+        "funnel",
+        "funnel.sources.1",
+        "funnel.languages.0",
+        "documents",
+        "dropped",
+        "bits_per_byte",
+        "lineage",
+        "pretrain.loss",
+        "evaluation.package",
+        "calibration.package",
+    }
     assert expected <= set(found)
     for path in found.values():
         tags = {element.tag.rsplit("}", 1)[-1] for element in ElementTree.parse(path).iter()}
         assert "script" not in tags
+    funnel = "".join(ElementTree.parse(found["funnel"]).getroot().itertext())
+    assert funnel.index("read") < funnel.index("empty") < funnel.index("min_characters") < funnel.index("duplicate")
+    assert "3,013" in funnel and "−119 (3.9%)" in funnel and "2,801" in funnel
+    spoken = ["".join(ElementTree.parse(found[f"funnel.languages.{n}"]).getroot().itertext()) for n in (0, 1)]
+    assert "Language en" in spoken[0] and '<script>alert("x")' in spoken[1]  # as text
     matrix = "".join(ElementTree.parse(found["evaluation.package"]).getroot().itertext())
     assert "诗词" in matrix and "<script>" in matrix  # as text
+
+
+def test_the_harness_and_other_runs_are_shown(finished: Recipe) -> None:
+    write_json(
+        finished.workdir / "harness" / "results.json",
+        {"results": {"rivers": {"acc,none": 0.75, "acc_stderr,none": 0.25, "em,strict": 0.5, "alias": "rivers"}}},
+    )
+    row = {"ours": 1.25, "theirs": 1.5, "difference": -0.25, "interval": [-0.375, -0.125], "p": 0.031}
+    parts = {"language_model": {"examples": 6, "bits_per_byte": row}}
+    write_json(finished.workdir / "comparisons/b.json", {"ours": "runs/a", "theirs": "runs/<b>", "parts": parts})
+    page = write_report(finished).read_text(encoding="utf-8")
+    assert "<th>rivers</th><td>acc</td><td>0.75</td><td>0.25</td>" in page
+    assert "<td>em (strict)</td><td>0.5</td><td>–</td>" in page
+    assert "Against runs/&lt;b&gt;" in page
+    assert "<td>-0.25</td><td>-0.375 – -0.125</td><td>0.031</td>" in page
 
 
 def test_the_same_run_gives_the_same_bytes_and_no_second_work(finished: Recipe) -> None:
@@ -123,3 +156,20 @@ def test_numbers_as_people_read_them() -> None:
     assert duration(3725) == "1 h 02 min"
     assert duration(200.4) == "3 min 20 s"
     assert cut("abcdef", 3) == "abc …"
+
+
+def test_the_tokenizer_beside_others(finished: Recipe) -> None:
+    """What is not measured is told; a token that is HTML is text."""
+    told = {
+        "held_out_bytes_per_token": [
+            {"tokenizer": "this one", "vocab_size": 700, "bytes_per_token": {"all": 3.21, "language zh": 1.98}},
+            {"tokenizer": "given/gpt2", "vocab_size": 50257, "bytes_per_token": {"all": 3.1, "language zh": 1.1}},
+        ],
+        "use": {"bytes": 1000, "unused": 17, "rarest": [{"id": 9, "text": "<script>", "uses": 3}]},
+    }
+    (finished.workdir / "tokenizer" / "report.json").write_text(json.dumps(told))
+    tokenizer = finished.tokenizer.model_copy(update={"compare": ("given/gpt2", "given/late")})
+    page = Page(write_report(finished.model_copy(update={"tokenizer": tokenizer})).read_text(encoding="utf-8"))
+    for shown in ("given/gpt2", "50,257", "3.21", "17 words are not used", "given/late was named after"):
+        assert shown in page.text, shown
+    assert "given/gpt2 was named after" not in page.text and "script" not in page.tags

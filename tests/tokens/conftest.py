@@ -77,7 +77,7 @@ def small_recipe(workdir: Path, **tokenize: int) -> Recipe:
         {
             "workdir": workdir,
             "tokenizer": {"vocab_size": 700, "sample_bytes": 200_000},
-            "tokenize": {"shard_tokens": 9_000, "member_tokens": 2_000, "workers": 1, **tokenize},
+            "tokenize": {"shard_tokens": 9_000, "member_tokens": 2_000, "workers": 1, "shuffle": False, **tokenize},
         }
     )
 

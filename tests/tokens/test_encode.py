@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError
 from pipeline.recipe import Recipe
 from pipeline.tokens import encode
-from pipeline.tokens.encode import Encoder, special_token
+from pipeline.tokens.encode import Encoder
+from pipeline.tokens.special_tokens import special_token
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.tokens.mixture import Mixture
+from pipeline.tokens import mixture as mixture_module
+from pipeline.tokens import timetable
+from pipeline.tokens.mixture import RAREST, Mixture
 
 quotas_lists = st.lists(st.integers(1, 400), min_size=1, max_size=12)
 
@@ -33,17 +36,64 @@ def test_an_epoch_holds_exactly_the_quotas(quotas: list[int]) -> None:
             assert items[sources == source].tolist() == list(range(epoch * quota, (epoch + 1) * quota))
 
 
+def largest_error(mixture: Mixture, quotas: list[int]) -> float:
+    """The largest distance of a source's count from its share, over all places of an epoch."""
+    sources, _ = order(mixture, 0, mixture.epoch)
+    places = np.arange(1, mixture.epoch + 1)
+    return max(
+        float(np.abs(np.cumsum(sources == source) - places * quota / mixture.epoch).max())
+        for source, quota in enumerate(quotas)
+    )
+
+
 @given(quotas_lists)
 @settings(max_examples=200)
 def test_shares_are_exact_at_every_moment(quotas: list[int]) -> None:
     mixture = Mixture(quotas)
-    sources, _ = order(mixture, 0, mixture.epoch)
-    places = np.arange(1, mixture.epoch + 1)
-    for source, quota in enumerate(quotas):
-        error = np.cumsum(sources == source) - places * quota / mixture.epoch
-        assert np.abs(error).max() <= 1.5
-        if len(quotas) <= 3:
-            assert np.abs(error).max() <= 1
+    assert largest_error(mixture, quotas) <= mixture.bound + 1e-9
+    assert mixture.bound == (1.0 if len(quotas) > 2 else 0.5 if len(quotas) == 2 else 0.0)
+    cut = mixture.epoch // 3
+    sources, _ = order(mixture, 0, cut)
+    assert mixture.counts(cut) == np.bincount(sources, minlength=len(quotas)).tolist()
+
+
+@given(st.lists(st.integers(1, 400) | st.integers(100, 110), min_size=3, max_size=40), st.data())
+@settings(max_examples=200)
+def test_they_are_across_the_borders_of_blocks(quotas: list[int], data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timetable, "SHORTEST", 1)  # in use, such epochs are one block
+        mixture, fresh = Mixture(quotas), Mixture(quotas)
+    assert largest_error(mixture, quotas) < 1
+    begin = data.draw(st.integers(0, 2 * mixture.epoch))
+    rest = 2 * mixture.epoch - begin
+    for whole, part in zip(order(mixture, 0, 2 * mixture.epoch), order(fresh, begin, rest), strict=True):
+        assert np.array_equal(whole[begin:], part)
+
+
+def test_they_are_among_a_hundred_sources() -> None:
+    quotas = [3 + source * source % 101 for source in range(100)]
+    assert largest_error(Mixture(quotas), quotas) < 1
+
+
+@given(st.lists(st.integers(8, 60), min_size=2, max_size=5), st.lists(st.integers(1, 4), min_size=1, max_size=4))
+@settings(max_examples=200)
+def test_rare_sources_add_half_a_window(common: list[int], rare: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture_module, "RAREST", 8)
+        mixture = Mixture(common + rare)
+    assert largest_error(mixture, common + rare) <= mixture.bound + 1e-9
+    assert order(mixture, 3, 0)[0].size == 0
+
+
+def test_a_very_rare_source_has_its_turns_among_the_others() -> None:
+    quotas = [3 * RAREST, 2 * RAREST, RAREST, 1]
+    mixture = Mixture(quotas)
+    assert mixture.bound == 1.5
+    middle = mixture.epoch // 2
+    sources, _ = order(mixture, middle - 500, 1000)
+    assert np.bincount(sources, minlength=4).tolist()[3] == 1
+    assert mixture.counts(middle - 500)[3] == 0 and mixture.counts(middle + 500)[3] == 1
+    assert mixture.counts(mixture.epoch) == quotas
 
 
 @given(quotas_lists, st.integers(0, 10**15), st.integers(1, 200), st.data())

@@ -133,4 +133,4 @@ def test_few_shards_are_mapped_at_a_time(data: TokenData, monkeypatch: pytest.Mo
     monkeypatch.setattr("pipeline.tokens.data.OPEN_SHARDS", 2)
     again = TokenData.open(data.folder)
     assert np.array_equal(Stream(again, 10, 1, {}).batch(0, 60), wanted)
-    assert len(again._maps._open) == 2
+    assert len(again.files._open) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError, EnvironmentFault
+from pipeline.files import sha256_file
 from pipeline.tokens.data import TokenData
 from pipeline.tokens.token_tars import (
     ENDS_OFFSET,
@@ -110,14 +112,53 @@ def test_a_damaged_index(tmp_path: Path) -> None:
         whole[:-20],
         "[]",
         whole.replace('"parts"', '"part"'),
-        whole.replace('"members": [[', '"members": [[1.5, '),
+        whole.replace(", 5, 1, 1]", ", 5, 1, 1.5]"),
+        whole.replace(", 5, 1, 1]", ', "5", 1, 1]'),
+        whole.replace(", 5, 1, 1]", ", 5, 1]"),
+        whole.replace('"train/', '"train/../../'),
+        whole.replace('"train/', '"/train/'),
+        re.sub(r'(\.tar", \d+, )"[0-9a-f]{8}', r'\1"../../..', whole),
     ):
+        assert text != whole
         path.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=r"index.json: not an index of token tars"):
             read_index(tmp_path)
-    path.write_text(whole.replace('"eos_id": 0', '"eos_id": 1'), encoding="utf-8")
-    with pytest.raises(DataError, match=r"index.json: changed after it was written"):
+    for text in (whole.replace('"eos_id": 0', '"eos_id": 1'), whole.replace(", 5, 1, 1]", ", 6, 1, 1]")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=r"index.json: changed after it was written"):
+            read_index(tmp_path)
+    path.write_text(whole.replace('"format": 3', '"format": 2'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"index.json: has format 2, not 3; delete .* and tokenize again"):
         read_index(tmp_path)
+
+
+def test_a_damaged_table_of_members(tmp_path: Path) -> None:
+    write_index(tmp_path, Index(700, 0, {"train": {"x": tuple(write(tmp_path, [[5]], 700, 20, 12))}}))
+    path = tmp_path / "members.npy"
+    whole = path.read_bytes()
+    for content in (b"", whole[:-8], whole[:-1] + b"\1"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"members.npy: changed after it was written"):
+            read_index(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"members.npy: no such file; stage tokenize makes it"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize("table", [np.zeros((1, 3), np.int64), np.zeros((1, 4)), np.array([[576, -1, 704, 1]])])
+def test_a_table_of_other_things(tmp_path: Path, table: np.ndarray) -> None:
+    path = write_index(tmp_path, Index(700, 0, {"train": {"x": tuple(write(tmp_path, [[5]], 700, 20, 12))}}))
+    before = sha256_file(tmp_path / "members.npy")
+    np.save(tmp_path / "members.npy", table)
+    after = sha256_file(tmp_path / "members.npy")
+    path.write_text(path.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    with pytest.raises(DataError, match=r"no table of members"):
+        read_index(tmp_path)
+
+
+def test_an_index_of_nothing(tmp_path: Path) -> None:
+    write_index(tmp_path, Index(700, 0, {"train": {}, "validation": {}}))
+    assert list(read_index(tmp_path).shards()) == []
 
 
 def test_a_cut_tar_is_named(tmp_path: Path) -> None:
@@ -130,9 +171,10 @@ def test_a_cut_tar_is_named(tmp_path: Path) -> None:
             map_shard(tmp_path, shard, np.dtype(np.uint16))
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.files.secrets.token_hex", lambda count: "own")
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "x-00000-000.tar.tmp").symlink_to("/dev/full")
+    (tmp_path / "train" / "x-00000-000.tar.own.tmp").symlink_to("/dev/full")
     with pytest.raises(EnvironmentFault, match=r"x-00000-000.tar: the disk is full"):
         write(tmp_path, [[100_000]], 700, 1000, 12)
     assert not list((tmp_path / "train").iterdir())
@@ -158,9 +200,9 @@ def test_token_data(tokens_of: Callable[..., TokenData], tmp_path: Path) -> None
 
 
 def test_a_trillion_tokens_open_in_little_memory(tmp_path: Path) -> None:
-    """Only the index is read: 60,000 members in 3,750 tars take less than 15 MB (ten trillion: ten times that)."""
-    members = np.tile(np.array([640, 1 << 24, 33_555_072, 9000]), (16, 1))
-    shards = tuple(Shard(f"train/x-{n:05d}-000.tar", 1 << 29, f"{n:064x}", 1 << 30, members) for n in range(3_750))
+    """Only the index is read: 60,000 members in 3,750 tars take less than 4 MB (ten trillion: ten times that)."""
+    members = np.tile(np.array([640, 1 << 24, 33_555_072, 9000, 0]), (16, 1))
+    shards = tuple(Shard.of(f"train/x-{n:05d}-000.tar", 1 << 29, f"{n:064x}", 1 << 30, members) for n in range(3_750))
     write_index(tmp_path, Index(100_000, 0, {"train": {"x": shards}, "validation": {}}))
     tracemalloc.start()
     data = TokenData.open(tmp_path)
@@ -168,4 +210,4 @@ def test_a_trillion_tokens_open_in_little_memory(tmp_path: Path) -> None:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(source) == data.tokens("train") > 10**12
-    assert held < 15e6
+    assert held < 4e6

@@ -181,7 +181,7 @@ def test_a_given_folder_without_tokenizer_json(made: Recipe, given: Path, stage:
 
 
 def test_a_trained_tokenizer_that_loses_text_is_a_fault(made: Recipe, given: Path, stage: StageRunner) -> None:
-    from pipeline.tokens.train_tokenizer import check
+    from pipeline.tokens.tokenizer_check import check
 
     value = json.loads((given / "tokenizer.json").read_text(encoding="utf-8"))
     value["normalizer"] = {"type": "Lowercase"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tracked_stages import work_of
 
+from pipeline import delivery
 from pipeline.manifest import Work
 from pipeline.recipe import Recipe
 
@@ -17,6 +18,12 @@ from pipeline.recipe import Recipe
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests track into their own files, whatever the developer's environment says."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def time_to_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stage leaves to the next start, when it may not wait longer, is not what a busy machine shall decide."""
+    monkeypatch.setattr(delivery, "CLOSE_SECONDS", 300.0)
 
 
 @pytest.fixture(scope="session")

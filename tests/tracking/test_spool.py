@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.spool import Spool, spools
+from pipeline.spool import ROUNDING, Spool, spools
 
 
 def metrics(spool: Spool) -> list[tuple[int | None, dict[str, float]]]:
@@ -55,6 +55,39 @@ def test_rewind_leaves_each_step_once_and_the_load_of_the_machine(tmp_path: Path
     assert [step for step, values in metrics(spool) if "loss" in values] == [10, 20]
     assert [step for step, values in metrics(spool) if "system/cpu" in values] == [10, 20, 30]
     assert (None, {"done": 1.0}) in metrics(spool)
+
+
+def losses_of(spool: Spool) -> list[tuple[float, float]]:
+    lines = [line for line, _ in spool.metrics.read()]
+    return [(line["time"], line["metrics"]["loss"]) for line in lines if "loss" in line["metrics"]]
+
+
+def test_a_number_made_again_by_other_ranks_is_the_first_but_for_rounding(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "pretrain")
+    spool.numbers({"loss": 3.0, "grad_norm": 1.0, "spike": float("nan")}, 10)
+    (first,) = (line["time"] for line, _ in spool.metrics.read())
+    spool.rewind(5, ROUNDING)
+    spool.numbers({"loss": 3.0003, "grad_norm": 1.5, "spike": float("nan")}, 10)
+    again = {name: (line["time"], value) for line, _ in spool.metrics.read() for name, value in line["metrics"].items()}
+    assert again["loss"] == (first, 3.0)
+    assert again["grad_norm"][1] == 1.5
+    assert again["spike"][0] == first
+    spool.numbers({"loss": 3.0003}, 11)
+    assert losses_of(spool)[-1][1] == 3.0003
+    spool = Spool(tmp_path, "pretrain")  # killed, and continued by as many ranks as last
+    spool.rewind(5)
+    spool.numbers({"loss": 3.0003}, 10)
+    assert losses_of(spool) == [(first, 3.0)]
+
+
+def test_a_number_of_other_data_is_never_the_first(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "pretrain")
+    spool.numbers({"loss": 3.0}, 10)
+    spool.rewind(5, ROUNDING)
+    spool.numbers({"loss": 3.0}, 10)
+    spool.rewind(5, 0.0)
+    spool.numbers({"loss": 3.0003}, 10)
+    assert [value for _, value in losses_of(spool)] == [3.0003]
 
 
 @settings(max_examples=150, deadline=None)
@@ -149,7 +182,7 @@ def test_two_processes_never_send_the_same_spool(tmp_path: Path) -> None:
     def ask() -> bool:
         other = context.Process(target=_try_to_send, args=(str(tmp_path), answers))
         other.start()
-        mine = answers.get(timeout=60)
+        mine = answers.get(timeout=300)
         other.join()
         return mine
 

@@ -23,7 +23,7 @@ def sample(folder: Path, number: int) -> list[Mapping[str, float]]:
 
     sampler = Sampler(folder, record, seconds=0.01)
     sampler.start()
-    assert enough.wait(60)
+    assert enough.wait(300)
     sampler.stop()
     assert not sampler.is_alive()
     return found
@@ -35,7 +35,7 @@ def test_a_full_disk_ends_the_sampling_without_a_traceback(tmp_path: Path, capsy
 
     sampler = Sampler(tmp_path, record, seconds=0.01)
     sampler.start()
-    sampler.join(60)
+    sampler.join(300)
     assert not sampler.is_alive()
     assert "Traceback" not in capsys.readouterr().err
 

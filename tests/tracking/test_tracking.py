@@ -17,9 +17,10 @@ from tracked_stages import finish, work_of
 
 from pipeline.errors import DataError, Stopped
 from pipeline.manifest import Work
+from pipeline.mlflow_store import _user, tracking_uri
 from pipeline.recipe import Recipe
 from pipeline.spool import Spool, spools
-from pipeline.tracking import _user, open_tracker, publish, tracking_uri
+from pipeline.tracking import open_tracker, publish
 
 
 def client_of(recipe: Recipe) -> Any:

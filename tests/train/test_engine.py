@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,15 @@ import torch
 from tiny_task import MODEL, VOCABULARY, settings
 
 from pipeline.cluster.device import Device
-from pipeline.errors import RecipeError
+from pipeline.cluster.launch import free_port
+from pipeline.cluster.ranks import Ranks
+from pipeline.errors import EnvironmentFault, RecipeError
 from pipeline.model.build import build_model
 from pipeline.recipe import OptimizerSettings
-from pipeline.train.engine import Plan, compiles, configuration, precision, read_config, zero_stage
+from pipeline.train import engine
+from pipeline.train.compilation import CPU_FLOPS
+from pipeline.train.deepspeed_files import read_config, zero_stage
+from pipeline.train.engine import Plan, compiles, configuration, precision
 from pipeline.train.parameters import parameter_groups
 
 CPU = Device("cpu", 0, "a processor", 1, bf16=True)
@@ -23,9 +30,7 @@ FOLDER = Path(__file__).parents[2] / "ds_configs"
 
 
 def plan(**values: Any) -> Plan:
-    return Plan(
-        **({"world_size": 2, "micro_batch": 3, "accumulation": 1, "dtype": torch.float32, "compile": False} | values)
-    )
+    return replace(Plan(world_size=2, micro_batch=3, accumulation=1, dtype=torch.float32, compile=False), **values)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
@@ -58,7 +63,7 @@ def test_an_unknown_configuration_names_the_nearest() -> None:
 
 
 def test_configuration_holds_what_the_recipe_says() -> None:
-    found = configuration(settings(gradient_clip=0.5), plan(accumulation=4))
+    found = configuration(settings(gradient_clip=0.5), plan(accumulation=4), "cpu")
     assert found["train_batch_size"] == 24
     assert found["gradient_clipping"] == 0.5
     assert "bf16" not in found
@@ -66,13 +71,39 @@ def test_configuration_holds_what_the_recipe_says() -> None:
 
 def test_low_precision_keeps_fp32_somewhere() -> None:
     low = plan(dtype=torch.bfloat16, accumulation=4)
-    assert configuration(settings(deepspeed="zero0"), low)["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
-    assert configuration(settings(deepspeed="zero2"), low)["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert configuration(settings(deepspeed="zero1"), low)["bf16"] == {"enabled": True}
+    assert configuration(settings(deepspeed="zero0"), low, "cpu")["torch_autocast"] == {
+        "enabled": True,
+        "dtype": "bfloat16",
+    }
+    assert configuration(settings(deepspeed="zero2"), low, "cpu")["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert configuration(settings(deepspeed="zero1"), low, "cpu")["bf16"] == {"enabled": True}
+
+
+def test_buckets_fit_the_device_where_the_file_leaves_them_open(tmp_path: Path) -> None:
+    def zero(name: str, kind: str) -> dict[str, object]:
+        found: dict[str, object] = configuration(settings(deepspeed=name), plan(), kind)["zero_optimization"]
+        return found
+
+    assert zero("zero2", "cpu")["reduce_bucket_size"] == zero("zero2", "cpu")["allgather_bucket_size"] == 10_000_000
+    assert zero("zero3", "cuda")["stage3_prefetch_bucket_size"] == 50_000_000
+    assert zero("zero0", "cuda") == {"stage": 0}
+    (tmp_path / "mine.json").write_text('{"zero_optimization": {"stage": 1, "reduce_bucket_size": 7}}')
+    assert zero(str(tmp_path / "mine.json"), "cuda")["reduce_bucket_size"] == 7
+
+
+def test_fp16_scales_its_loss_as_it_goes() -> None:
+    """DeepSpeed's scale is dynamic where none is given; without ZeRO torch's scaler does it, under autocast."""
+    half = plan(dtype=torch.float16)
+    for name in ("zero1", "zero2", "zero3", "zero3_offload"):
+        assert configuration(settings(deepspeed=name), half, "cpu")["fp16"] == {"enabled": True}
+    assert configuration(settings(deepspeed="zero0"), half, "cpu")["torch_autocast"] == {
+        "enabled": True,
+        "dtype": "float16",
+    }
 
 
 def test_muon_is_not_clipped() -> None:
-    assert configuration(settings(optimizer={"name": "muon"}), plan())["gradient_clipping"] == 0.0
+    assert configuration(settings(optimizer={"name": "muon"}), plan(), "cpu")["gradient_clipping"] == 0.0
 
 
 def test_precision_follows_the_device_unless_told() -> None:
@@ -84,15 +115,26 @@ def test_precision_follows_the_device_unless_told() -> None:
 
 
 def test_compile_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not compiles(settings(compile="auto"), CPU)
+    model = build_model(MODEL, VOCABULARY, 1)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert not compiles(settings(compile="auto"), GPU)
+    assert not compiles(settings(compile="auto"), GPU, model, 1e20)
+    assert not compiles(settings(compile="auto"), CPU, model, 1e20)
     with pytest.raises(RecipeError, match=r"needs a C\+\+ compiler"):
-        compiles(settings(compile="yes"), CPU)
+        compiles(settings(compile="yes"), CPU, model, 0)
     (tmp_path / "c++").touch(mode=0o755)
-    assert compiles(settings(compile="yes"), CPU)
-    assert compiles(settings(compile="auto"), GPU)
+    assert compiles(settings(compile="yes"), CPU, model, 0)
+    assert compiles(settings(compile="auto"), GPU, model, 0)
+    assert not compiles(settings(compile="no"), GPU, model, 1e20)
+
+
+def test_a_cpu_compiles_long_trainings_of_our_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(MODEL, VOCABULARY, 1)
+    (tmp_path / "c++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert compiles(settings(compile="auto"), CPU, model, 2 * CPU_FLOPS)
+    assert not compiles(settings(compile="auto"), CPU, model, CPU_FLOPS)
+    assert not compiles(settings(compile="auto"), CPU, torch.nn.Linear(2, 2), 2 * CPU_FLOPS)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -114,3 +156,13 @@ def test_muon_takes_hidden_matrices_only() -> None:
     assert [tuple(weight.shape) for weight in output["params"]] == [(VOCABULARY, MODEL.dim)]
     assert len(plain["params"]) == 1 + 2 * MODEL.layers + 1
     assert hidden["lr"] == 0.02
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setattr(engine, "MEETING", timedelta(seconds=1))
+    with (
+        pytest.raises(EnvironmentFault, match=rf"rank 0 of 2 could not meet the others at 127.0.0.1:{port}: .* 1/2 "),
+        engine.process_group(Ranks(0, 2, 0, 2, "local", port=port), CPU),
+    ):
+        pass

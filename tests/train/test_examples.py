@@ -13,7 +13,8 @@ from tiny_models import python_file, write_text
 from pipeline.errors import DataError
 from pipeline.recipe import FinetuneTask
 from pipeline.train import examples as module
-from pipeline.train.examples import Example, Examples, Smallest, hash_of, prepare, read
+from pipeline.train.example import Example, Form, hash_of
+from pipeline.train.examples import Examples, Smallest, prepare, read
 
 NOWHERE = Path("nowhere")
 
@@ -75,7 +76,7 @@ def test_examples_are_kept_and_read_again(tmp_path: Path) -> None:
     first = made(tmp_path, task(train_files=lines(path, labelled(40))))
     path.unlink()  # what is in the folder is whole: the files are not asked again
     assert made(tmp_path, task(train_files=str(path))) == first
-    assert read(tmp_path / "examples", "classify") == first
+    assert read(tmp_path / "examples", Form("classify")) == first
     row = json.loads((tmp_path / "examples" / "train.jsonl").read_text().splitlines()[0])
     assert set(row) == {"id", "text", "label"}
 
@@ -165,12 +166,14 @@ def test_what_cannot_be_learnt_is_refused(tmp_path: Path) -> None:
     one = lines(tmp_path / "one.jsonl", labelled(20, "a"))
     new = lines(tmp_path / "new.jsonl", [{"text": "other words", "label": "c"}])
     none = lines(tmp_path / "none.jsonl", [])
+    own = lines(tmp_path / "own.jsonl", [{"text": f"text {n}", "label": f"label {n}"} for n in range(9)])
     cases = [
         (task(), "train_files is not set"),
         (task(train_files="no/such/*.jsonl"), "finetune.mine.train_files: no/such/*.jsonl: no file matches"),
         (task(train_files=one), "all 18 training examples have the label 'a'"),
         (task(train_files=none), "no example is left to train on"),
         (task(train_files=good, validation_files=none), "no example is left to hold out"),
+        (task(train_files=own), "a label's only example is not held out"),
         (task(train_files=good, validation_files=new), "new.jsonl:1: label 'c' is held out"),
     ]
     for number, (settings, words) in enumerate(cases):

@@ -1,18 +1,14 @@
-"""The stage as a person runs it: `pipeline finetune`, killed and started again, and what stock transformers loads."""
+"""The stage as a person runs it: `pipeline finetune`, and what stock transformers loads."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+from command import clean_environment, run_pipeline
 from tiny_models import write_llama
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -22,17 +18,16 @@ from pipeline.manifest import Work
 from pipeline.tracking import Tracker
 from pipeline.train import finetune
 
-ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: tiny
 workdir: {workdir}
 tracking: {{enabled: false}}
 finetune:
-  answer: {{task: sft, train_files: {data}/sft.jsonl, {training}}}
-  parity: {{task: classify, train_files: {data}/classify.jsonl, {training}}}
+  answer: {{task: sft, train_files: {data}/sft.jsonl, {training}, base: {data}/base}}
+  parity: {{task: classify, train_files: {data}/classify.jsonl, {training}, base: {data}/base}}
 """
 TRAINING = (
-    "base: {data}/base, ranks: 1, epochs: 2, global_batch: 8, micro_batch: 4, seq_len: 64, "
+    "ranks: 1, epochs: 2, global_batch: 8, micro_batch: 4, seq_len: 64, "
     "precision: fp32, optimizer: {{learning_rate: 0.02}}"
 )
 
@@ -59,33 +54,18 @@ class Run:
     def task(self, name: str) -> Path:
         return self.folder / "run" / "finetune" / name
 
-    def start(self, name: str, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipeline", "finetune", str(self.recipe), "--task", name, *words]
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def finish(self, name: str, *words: str) -> tuple[int, str]:
-        process = self.start(name, *words)
-        said, _ = process.communicate(timeout=240)
-        return process.returncode, said
-
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Run]:
-    """Both tasks, never disturbed; one of them on two ranks."""
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Run:
+    """Both tasks, one of them by the plain command on two ranks."""
     run = Run(tmp_path_factory.mktemp("whole"), data)
-    for name, *words in (["answer"], ["parity", "finetune.parity.ranks=2"]):
-        status, said = run.finish(name, *words)
-        assert status == 0, said
-        assert "as the model sees it" in said
-    yield run
+    alone = forked.run(run.folder, forked.command, "finetune", run.recipe, "--task", "answer")
+    assert alone.status == 0 and "as the model sees it" in alone.said, alone.said
+    environment = clean_environment(OMP_NUM_THREADS="1")
+    words = ("finetune", run.recipe, "--task", "parity", "finetune.parity.ranks=2")
+    done = run_pipeline(*words, environment=environment)
+    assert done.returncode == 0 and "as the model sees it" in done.stderr, done.stderr
+    return run
 
 
 def test_stock_transformers_loads_and_runs_both_models(whole: Run) -> None:
@@ -119,32 +99,13 @@ def test_manifest_tells_what_was_learnt(whole: Run) -> None:
     parity = json.loads((whole.task("parity") / "manifest.json").read_text())
     assert parity["counts"]["classes"] and 0.0 <= parity["metrics"]["validation/accuracy"] <= 1.0
     shown = json.loads((whole.task("answer") / "examples" / "shown.json").read_text())
-    assert len(shown) == 3 and all(
-        text.split("⟦")[1].startswith(("even", "odd")) and text.endswith("<|im_end|>⟧") for text in shown
-    )
+    assert len(shown) == 3
+    for sample in shown:
+        assert sample["text"].split("⟦")[1].startswith(("even", "odd")) and sample["text"].endswith("<|im_end|>⟧")
+        learnt = [piece for piece, marked in zip(sample["pieces"], sample["learnt"], strict=True) if marked]
+        assert "".join(learnt) == sample["text"].split("⟦")[1].removesuffix("⟧")
+        assert len(sample["tokens"]) == len(sample["pieces"])
     assert len(list((whole.task("answer") / "checkpoints").glob("step-*"))) == 1
-
-
-def test_killed_and_started_again_it_ends_alike(tmp_path: Path, data: Path, whole: Run) -> None:
-    run = Run(tmp_path, data)
-    process = run.start("answer", "finetune.answer.checkpoint_steps=1")
-    reached = run.task("answer") / "checkpoints" / "step-000000003"
-    deadline = time.monotonic() + 200
-    while not reached.is_dir() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert reached.parent.is_dir() and not (run.task("answer") / "manifest.json").exists()
-    status, said = run.finish("answer")  # how often it saves changes nothing
-    assert status == 0 and "continues after step" in said, said
-    names = [
-        "model/model.safetensors",
-        "model/generation_config.json",
-        "examples/train.jsonl",
-        "checkpoints/losses.jsonl",
-    ]
-    for name in names:
-        assert (run.task("answer") / name).read_bytes() == (whole.task("answer") / name).read_bytes(), name
 
 
 def test_bad_data_is_refused_before_anything_is_trained(tmp_path: Path, data: Path) -> None:

@@ -14,7 +14,8 @@ from pipeline.cluster.ranks import Ranks
 from pipeline.errors import DataError
 from pipeline.recipe import FinetuneTask
 from pipeline.train.base_model import PLAIN_TEMPLATE, load_base, open_tokenizer
-from pipeline.train.examples import Example, Examples
+from pipeline.train.example import Example
+from pipeline.train.examples import Examples
 from pipeline.train.instruction import ChatFormat, SftTask, shares
 
 SETTINGS = FinetuneTask(task="sft", seq_len=64, global_batch=4, micro_batch=2, epochs=2)
@@ -149,3 +150,37 @@ def test_shares_are_equal_in_number_and_cover_all() -> None:
         assert all(len(batch) == 2 for batches in dealt for batch in batches)
         seen = [item for batches in dealt for batch in batches for item in batch if item is not None]
         assert sorted(seen) == list(range(11))
+
+
+TURNS = (("user", "one?"), ("assistant", "first"), ("user", "two?"), ("assistant", "second"))
+
+
+def test_every_turn_of_the_assistant_is_learnt(tokenizer: Any) -> None:
+    (encoded,) = ChatFormat(tokenizer, 64).encode([Example("1", "history", "second", messages=TURNS)])
+    assert encoded is not None
+    chat = [{"role": role, "content": content} for role, content in TURNS]
+    mask = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)["assistant_masks"]
+    assert encoded.learnt.tolist() == [bool(learnt) for learnt in mask[: len(encoded.tokens)]]
+    words = [tokenizer.decode([token]) for token, learnt in zip(encoded.tokens, encoded.learnt, strict=True) if learnt]
+    assert "".join(words) == "first<|im_end|>second<|im_end|>"
+
+
+def test_the_oldest_turns_are_left_out_where_a_chat_is_too_long(tokenizer: Any) -> None:
+    turns = (("system", "short"), *TURNS)
+    whole = ChatFormat(tokenizer, 64).encode([Example("1", "history", "second", messages=turns)])[0]
+    assert whole is not None
+    cut = ChatFormat(tokenizer, len(whole.tokens) - 1).encode([Example("1", "history", "second", messages=turns)])[0]
+    assert cut is not None and cut.cut
+    text = tokenizer.decode(cut.tokens)
+    assert "short" in text and "two?" in text and "one?" not in text
+    assert ChatFormat(tokenizer, 8).encode([Example("1", "history", "second", messages=turns)]) == [None]
+
+
+def test_a_template_that_refuses_a_chat_is_told(tokenizer: Any) -> None:
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = "{{ raise_exception('only users here') }}"
+        with pytest.raises(DataError, match=r"refuses a chat of user, assistant.*only users here"):
+            ChatFormat(tokenizer, 64).encode([Example("1", "a", "b")])
+    finally:
+        tokenizer.chat_template = before

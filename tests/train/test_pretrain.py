@@ -23,8 +23,8 @@ from pipeline.tokens.data import TokenData
 from pipeline.tokens.token_tars import Index, ShardWriter, write_index
 from pipeline.tracking import Tracker
 from pipeline.train import pretrain
-from pipeline.train.loop import Batch
-from pipeline.train.pretrain import PretrainTask, mean_of_last, unique
+from pipeline.train.pretrain import PretrainTask, mean_of_last
+from pipeline.train.task import Batch
 
 VOCABULARY, BYTES_PER_TOKEN = 40, 3
 SIZES = {"train": 700, "validation": 45}
@@ -152,9 +152,29 @@ def test_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
         run(recipe_in(tmp_path))
 
 
-def test_tied_weights_appear_once() -> None:
-    weight, other = torch.ones(2, 2), torch.ones(2, 2)
-    assert [name for name, _ in unique({"embedding": weight, "head": weight, "other": other})] == ["embedding", "other"]
+def test_a_shard_that_goes_missing_or_bad_is_named_and_the_checkpoint_stays(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(recipe_in(tmp_path, max_hours=1e-9))
+    shard = next((tmp_path / "tokens" / "train").glob("*.tar"))
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(DataError, match=rf"{shard}: cannot be read \(No such file"):
+        run(recipe_in(tmp_path))
+    tokens = (1 + np.arange(SIZES["train"]) % 7).astype("<u2").tobytes()
+    at = content.index(tokens) + 2 * 600
+    shard.write_bytes(content[:at] + b"\xff\xff" + content[at + 2 :])
+    with pytest.raises(
+        DataError, match=rf"{shard}: damaged at byte {at:,}, in member 0: token 65,535, of a vocabulary of 40;"
+    ):
+        run(recipe_in(tmp_path, verify="never"))
+    checksum = rf"{shard}: damaged: its checksum is not .*; member {shard.stem}-00000, .* has changed \(1 of 1 have\)"
+    with pytest.raises(DataError, match=checksum):
+        run(recipe_in(tmp_path, verify="always"))
+    with pytest.raises(DataError, match=rf"{shard}: damaged"):  # by the reader or by the checksum: who is first
+        run(recipe_in(tmp_path, verify="first_touch"))
+    assert (tmp_path / "checkpoints" / "step-000000001" / "checkpoint.json").is_file()
+    shard.write_bytes(content)
+    assert run(recipe_in(tmp_path)).counts["steps"] == 8
 
 
 def test_mean_of_the_last_losses() -> None:

@@ -87,6 +87,33 @@ def write_bert(folder: Path) -> Path:
     return folder
 
 
+SMALL = {"vocab_size": 320, "pad_token_id": 1, "eos_token_id": 0, "bos_token_id": 0}
+WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+NARROW = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 1}
+BART = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+WIDE = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "decoder_start_token_id": 0}
+KINDS: dict[str, dict[str, object]] = {
+    "GPT2LMHeadModel": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
+    "Qwen2ForCausalLM": {**WIDTHS, "num_key_value_heads": 1, "max_position_embeddings": 128},
+    "MistralForCausalLM": {**WIDTHS, "num_key_value_heads": 1, "max_position_embeddings": 128},
+    "RobertaForMaskedLM": {**WIDTHS, "max_position_embeddings": 130},
+    "T5ForConditionalGeneration": NARROW,
+    "BartForConditionalGeneration": {**BART, **WIDE, "max_position_embeddings": 128, "forced_eos_token_id": 0},
+}
+
+
+def write_model(folder: Path, kind: str) -> Path:
+    """A tiny model of a class of `transformers`, one of KINDS, with the same tokenizer."""
+    import torch
+    import transformers
+
+    write_tokenizer(folder)
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)
+    model(model.config_class(**SMALL, **KINDS[kind])).save_pretrained(folder)
+    return folder
+
+
 def write_lstm(folder: Path) -> Path:
     """Our recurrent model with the same tokenizer."""
     import torch

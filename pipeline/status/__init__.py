@@ -1,0 +1,1 @@
+"""What a run is doing: read from its folder, from any machine that sees it."""
