@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ VOCABULARY = 64
 LENGTH = 16
 GLOBAL_BATCH = 6
 HELD_OUT = 10_000  # sequences from here on
+STALLED = "stalled"  # ends the name of what a rank leaves in a save that it never finishes
 LATE = {"sleep": 3600.0, "slow": 0.5}  # seconds that a batch takes after such an accident
 
 
@@ -87,6 +88,13 @@ class TinyTask:
         return {"loss": loss / targets}
 
 
+def stalled_write(_: Snapshot, folder: Path, prefix: str) -> NoReturn:
+    """In place of a rank's part of a save: a file that says so, and then nothing more."""
+    (folder / f"{prefix}-{STALLED}").touch()
+    while True:
+        time.sleep(1)
+
+
 class AccidentalTask(TinyTask):
     """Something happens to one rank in one step: a signal to itself, a loss or gradient that is not finite, data that
     do not come."""
@@ -115,7 +123,7 @@ class AccidentalTask(TinyTask):
                 loss.register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[no-untyped-call]
                 return loss
             if self.what == "stalled_disk":
-                Snapshot.write = lambda *arguments: time.sleep(LATE["sleep"])  # type: ignore[method-assign,assignment]
+                Snapshot.write = stalled_write  # type: ignore[method-assign]
                 return loss
             while self.awaits and not self.awaits.exists():
                 time.sleep(0.01)
