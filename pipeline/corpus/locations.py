@@ -54,6 +54,11 @@ def is_remote(location: str) -> bool:
     return bool(_SCHEME.match(location)) and not location.startswith(("file://", "local://"))
 
 
+def local_path(location: str) -> Path:
+    """The path of a location that is not remote."""
+    return Path(re.sub(r"^(file|local)://", "", location)).expanduser()
+
+
 def can_seek(location: str) -> bool:
     """Whether a file may be read from its middle. HTTP servers need not allow it, nor say that they do not."""
     return not location.startswith(("http://", "https://"))
@@ -96,8 +101,7 @@ def find_files(pattern: str, suffixes: tuple[str, ...]) -> list[Item]:
     """
     if is_remote(pattern):
         return _find_remote(pattern, suffixes)
-    pattern = re.sub(r"^(file|local)://", "", pattern)
-    path = Path(pattern).expanduser()
+    path = local_path(pattern)
     if path.is_file():
         return [_item(path, path.parent)]
     if path.is_dir():
@@ -145,7 +149,7 @@ def _item(path: Path, root: Path) -> Item:
 
 
 def _find_remote(pattern: str, suffixes: tuple[str, ...]) -> list[Item]:
-    system, root = _file_system(pattern)
+    system, root = file_system(pattern)
     try:
         if "*" in root:
             base = root[: root.index("*")].rpartition("/")[0]
@@ -161,7 +165,7 @@ def _find_remote(pattern: str, suffixes: tuple[str, ...]) -> list[Item]:
     except FileNotFoundError:
         found, problem = {}, "no such file or folder"
     except Exception as error:  # every file system raises its own
-        raise DataError(f"{shown(pattern)}: cannot be listed: {_one_line(error)}") from None
+        raise DataError(f"{shown(pattern)}: cannot be listed: {one_line(error)}") from None
     items = [
         _remote_item(system, path, base, one)
         for path, one in found.items()
@@ -180,15 +184,19 @@ def _remote_item(system: Any, path: str, base: str, about: dict[str, Any]) -> It
     return Item(str(system.unstrip_protocol(path)), name, int(about.get("size") or 0), stamp=stamp)
 
 
-def _file_system(location: str) -> tuple[Any, str]:
+def file_system(location: str) -> tuple[Any, str]:
+    """The store of fsspec that a URL names, and the place in it.
+
+    Raises: EnvironmentFault when its package is not installed; DataError when there is no such kind of store.
+    """
     from fsspec.core import url_to_fs
 
     try:
         system, path = url_to_fs(location)
     except ImportError as error:
-        raise EnvironmentFault(f"{shown(location)}: {_one_line(error)}; pip install it beside this package") from None
+        raise EnvironmentFault(f"{shown(location)}: {one_line(error)}; pip install it beside this package") from None
     except Exception as error:
-        raise DataError(f"{shown(location)}: cannot be opened: {_one_line(error)}") from None
+        raise DataError(f"{shown(location)}: cannot be opened: {one_line(error)}") from None
     return system, path
 
 
@@ -204,7 +212,7 @@ class _RemoteStream(io.RawIOBase):
 
     def __init__(self, location: str) -> None:
         self._location = location
-        system, path = _file_system(location)
+        system, path = file_system(location)
         try:
             # An HTTP server may not know ranges: one request for all. Elsewhere blocks are fetched as they are needed.
             options = {} if can_seek(location) else {"block_size": 0}
@@ -241,8 +249,9 @@ class _RemoteStream(io.RawIOBase):
         super().close()
 
     def _fail(self, error: Exception) -> NoReturn:
-        raise BadFile(f"{shown(self._location)}: cannot be read: {_one_line(error)}") from None
+        raise BadFile(f"{shown(self._location)}: cannot be read: {one_line(error)}") from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What a store says of a failure, for a message of one line: no secrets, 300 characters at most."""
     return _without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]

@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import orjson
 
+from pipeline.corpus.locations import file_system, one_line, shown
 from pipeline.errors import DataError, EnvironmentFault
 from pipeline.files import TEMPORARY, disk_errors, own_temporary, sha256_file
 from pipeline.locks import wait_for_file
@@ -33,48 +33,30 @@ FETCHING = 4  # shards at a time
 INDEX_BYTES = 4 << 30  # no index is larger: ten trillion tokens need 30 MB
 
 
-def is_remote(place: Path | str) -> bool:
-    """Whether it is a URL."""
-    return isinstance(place, str) and "://" in place and not place.startswith("file://")
-
-
 def index_fingerprint(place: str) -> str:
     """The fingerprint that the index of a tokens folder states.
 
-    Raises: DataError when there is none; EnvironmentFault when fsspec cannot read such a store.
+    Raises: DataError when there is none; EnvironmentFault when the store's package is not installed.
     """
-    remote, root = _opened(place)
-    path = f"{place.rstrip('/')}/{INDEX}"
+    remote, root = file_system(place)
     try:
-        with remote.open(f"{root}/{INDEX}", "rb") as handle:
+        with remote.open(f"{root.rstrip('/')}/{INDEX}", "rb") as handle:
             return str(orjson.loads(handle.read(INDEX_BYTES))["fingerprint"])
     except Exception as error:  # each kind of store raises its own
         raise DataError(
-            f"{path}: not an index of token tars that can be read ({error}); set pretrain.tokens_from to a folder or "
-            "URL that holds a copy of a tokens folder"
+            f"{shown(place.rstrip('/'))}/{INDEX}: not an index of token tars that can be read ({one_line(error)}); "
+            "set pretrain.tokens_from to a folder or URL that holds a copy of a tokens folder"
         ) from None
-
-
-def _opened(url: str) -> tuple[Any, str]:
-    """The store, and the place in it. Raises: EnvironmentFault when fsspec cannot read such a one."""
-    import fsspec
-    from fsspec.core import url_to_fs
-
-    try:
-        store, root = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        protocol = url.partition("://")[0]
-        raise EnvironmentFault(f"{url}: fsspec {fsspec.__version__} cannot read {protocol}: {error}") from None
-    return store, root.rstrip("/")
 
 
 class ShardCache:
     """Shards of one remote tokens folder in `folder`, at most `limit` bytes of them (0: no bound)."""
 
     def __init__(self, url: str, folder: Path, limit: int) -> None:
-        self.url, self.limit = url.rstrip("/"), limit
-        self.folder = folder / hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        self._remote, self._root = _opened(self.url)
+        url = url.rstrip("/")
+        self.url, self.limit = shown(url), limit  # for messages
+        self.folder = folder / hashlib.sha256(url.encode()).hexdigest()[:16]
+        self._remote, self._root = file_system(url)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._pool = ThreadPoolExecutor(FETCHING, thread_name_prefix="fetch")
@@ -142,7 +124,7 @@ class ShardCache:
 
         A network that fails is asked again, some times. Raises: BadShard when there is no such file.
         """
-        problem: Exception | None = None
+        why = ""
         temporary = temporary or own_temporary(path)
         try:
             for attempt in range(TRIES):
@@ -151,15 +133,16 @@ class ShardCache:
                 try:
                     return self._copy_once(file, path, most, sha256, temporary)
                 except FileNotFoundError:
-                    why = f"{self.url}/{file}: no such file, or no answer; put a good copy there"
-                    raise BadShard(file, why) from None
+                    raise BadShard(
+                        file, f"{self.url}/{file}: no such file, or no answer; put a good copy there"
+                    ) from None
                 except EnvironmentFault:
                     raise
                 except Exception as error:  # each kind of store raises its own
-                    problem = error
                     again = attempt < TRIES - 1
-                    log.warning(f"{self.url}/{file}: {error}; asked again" if again else f"{file}: {error}")
-            raise EnvironmentFault(f"{self.url}/{file}: could not be fetched in {TRIES} tries: {problem}")
+                    why = one_line(error)
+                    log.warning(f"{self.url}/{file}: {why}; asked again" if again else f"{file}: {why}")
+            raise EnvironmentFault(f"{self.url}/{file}: could not be fetched in {TRIES} tries: {why}")
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.corpus.locations import is_remote, local_path
 from pipeline.errors import DataError
-from pipeline.tokens.cache import ShardCache, is_remote
+from pipeline.tokens.cache import ShardCache
 from pipeline.tokens.integrity import BadShard, Integrity, Verify
 from pipeline.tokens.token_tars import DOCUMENTS, OFFSET, TOKENS, Index, Shard, read_index
 
@@ -244,11 +245,14 @@ class TokenData:
         Raises: DataError when the index is missing or damaged.
         """
         fetched = None
-        if is_remote(place):
+        if isinstance(place, str) and not is_remote(place):
+            place = local_path(place)
+        if isinstance(place, str):
             if cache is None:
                 raise DataError(f"{place}: remote tokens need a local folder for their shards (cache)")
-            fetched = ShardCache(str(place), cache, cache_bytes)
+            fetched = ShardCache(place, cache, cache_bytes)
         index = fetched.index() if fetched else read_index(Path(place))
+        place = fetched.url if fetched else place  # without what may be secret in it: it stands in messages
         return cls(place, index, Integrity(place, verify, index.dtype.itemsize, memory), fetched)
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ from pipeline.corpus.mix import mix_weights
 from pipeline.errors import RecipeError
 from pipeline.files import fingerprint
 from pipeline.recipe import Recipe
-from pipeline.tokens.cache import is_remote
 from pipeline.tokens.data import TokenData
 from pipeline.tokens.stream import Stream
 from pipeline.tokens.windows import PackedWindows
@@ -50,7 +49,7 @@ def open_tokens(recipe: Recipe, folder: Path) -> TokenData:
     settings = recipe.pretrain
     place: str | Path = settings.tokens_from or recipe.workdir / "tokens"
     return TokenData.open(
-        place if is_remote(place) else Path(place),
+        place,
         settings.verify,
         folder / "verified",
         Path(settings.cache or Path.home() / ".cache" / "headwater").expanduser(),

@@ -95,24 +95,24 @@ def test_remote_folders_and_patterns() -> None:
 
     memory = fsspec.filesystem("memory")
     for name in ("a.txt", "deep/b.txt", "deep/.hidden.txt", "deep/c.jsonl", "with space\n.txt", "d.txt.tmp"):
-        memory.pipe(f"/corpus/{name}", b"words")
-    assert [item.name for item in find_files("memory://corpus", ("",))] == [
+        memory.pipe(f"/listed/{name}", b"words")
+    assert [item.name for item in find_files("memory://listed", ("",))] == [
         "a.txt",
         "deep/b.txt",
         "deep/c.jsonl",
         "with space\n.txt",
     ]
-    assert [item.name for item in find_files("memory://corpus/*/*.txt", ("",))] == ["deep/b.txt"]
-    assert [item.size for item in find_files("memory://corpus/a.txt", ("",))] == [5]
+    assert [item.name for item in find_files("memory://listed/*/*.txt", ("",))] == ["deep/b.txt"]
+    assert [item.size for item in find_files("memory://listed/a.txt", ("",))] == [5]
     with pytest.raises(DataError, match=r"no file in it ends in \.pq"):
-        find_files("memory://corpus", (".pq",))
+        find_files("memory://listed", (".pq",))
     lines = b"".join(b'{"text": "%d"}\n' % n for n in range(100))
-    memory.pipe("/corpus/deep/c.jsonl", lines)
-    assert texts(read("jsonl", "memory://corpus/deep", split_bytes=77)) == [str(n) for n in range(100)]
+    memory.pipe("/listed/deep/c.jsonl", lines)
+    assert texts(read("jsonl", "memory://listed/deep", split_bytes=77)) == [str(n) for n in range(100)]
     pq.write_table(
-        pa.table({"text": ["a", "b"]}), "/corpus/t.parquet", filesystem=pa.fs.PyFileSystem(pa.fs.FSSpecHandler(memory))
+        pa.table({"text": ["a", "b"]}), "/listed/t.parquet", filesystem=pa.fs.PyFileSystem(pa.fs.FSSpecHandler(memory))
     )
-    assert texts(read("parquet", "memory://corpus/t.parquet")) == ["a", "b"]
+    assert texts(read("parquet", "memory://listed/t.parquet")) == ["a", "b"]
 
 
 def test_words_of_locations() -> None:
