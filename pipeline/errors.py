@@ -1,13 +1,14 @@
 """The exceptions that a person may meet, and the exit status of each.
 
 PipelineError             1   a fault: something that should not happen did; the traceback is shown
-├── UserError             2   bad input: one clear line that names the thing and what to do, no traceback
-│   ├── RecipeError           a key, value or combination in a recipe
-│   ├── DataError             a source, document, tar, label or model directory that cannot be used
-│   └── EnvironmentFault      the machine: no disk, no Python package, a contradictory launcher
-│       ├── Fenced            another command has taken the run over
-│       └── Unfit         4   nodes that preflight calls bad
-└── Stopped               75  (EX_TEMPFAIL) ended early on purpose; the same command continues
+└── UserError             2   bad input: one clear line that names the thing and what to do, no traceback
+    ├── RecipeError           a key, value or combination in a recipe
+    ├── DataError             a source, document, tar, label or model directory that cannot be used
+    └── EnvironmentFault      the machine: no disk, no Python package, a contradictory launcher
+        ├── Fenced            another command has taken the run over
+        └── Unfit         4   nodes that preflight calls bad
+
+Stopped                  75  (EX_TEMPFAIL) ended early on purpose; the same command continues
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ class Unfit(EnvironmentFault):
     status = 4
 
 
-class Stopped(PipelineError):
-    """Stopped early, in order; the same command continues from where it is."""
+class Stopped(BaseException):
+    """Stopped early, in order; the same command continues from where it is.
+
+    A signal's handler raises it, at any place: as KeyboardInterrupt it is no Exception, lest what is interrupted there
+    (a library, a reader of files, logging itself) take it for a fault of its own and go on.
+    """
 
     status = 75

@@ -280,8 +280,9 @@ def _make_database(uri: str, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{path.name}.*{TEMPORARY}*"):  # of killed ones, with their journals
-        if time.time() - left.stat().st_mtime > LEFT_SECONDS:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another command has just finished with its own
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
     temporary = own_temporary(path)
     try:
         there = make_url(uri).set(database=str(temporary)).render_as_string(hide_password=False)

@@ -44,11 +44,19 @@ def start_logging(verbose: bool = False) -> None:
     log.propagate = False
 
 
+class _LogFile(logging.FileHandler):
+    """Where a full disk takes no line any more, whatever it ends tells that, once and in its own words."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Also append messages, with date and time, to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

@@ -262,7 +262,7 @@ def full_disk_named(recipe: Recipe) -> Iterator[None]:
     """Libraries report a full disk in many ways; whatever failed while there was no room left is told as that."""
     try:
         yield
-    except (UserError, Stopped):
+    except UserError:
         raise
     except Exception as error:
         free = shutil.disk_usage(recipe.workdir).free

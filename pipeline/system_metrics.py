@@ -13,6 +13,7 @@ from pipeline.progress import log
 
 SAMPLE_SECONDS = 10.0
 MEGABYTE = 1 << 20
+QUERY_SECONDS = 5.0  # nvidia-smi hangs on a sick GPU
 GPU_QUERY = "index,utilization.gpu,memory.used,memory.total,power.draw"  # %, %, MiB, MiB, W
 
 
@@ -72,7 +73,7 @@ def gpu_load(program: str) -> dict[str, float]:
         [program, f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"],
         capture_output=True,
         text=True,
-        timeout=5,
+        timeout=QUERY_SECONDS,
         check=True,
     ).stdout
     found: dict[str, float] = {}

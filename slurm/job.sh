@@ -126,7 +126,7 @@ insist() { unasked "$@" || { sleep 0.5 && unasked "$@"; } || { sleep 2 && unaske
 
 start_again() { # to the queue, unless the job was cancelled or Slurm has requeued it already
     local shown
-    shown=$(scontrol --oneliner show job "$SLURM_JOB_ID") || say "the controller does not answer"
+    shown=$(insist scontrol --oneliner show job "$SLURM_JOB_ID") || say "the controller does not answer"
     case "$shown " in
         *" Restarts=$start "*" JobState=RUNNING "* | *" JobState=RUNNING "*" Restarts=$start "*)
             say "goes to the queue to be started again"

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of Slurm come first: they take longest, and wait for much: they may last twice as long."""
     for item in items:
         if item.nodeid.startswith(SLURM):
-            item.add_marker(pytest.mark.timeout(1200))
+            item.add_marker(pytest.mark.timeout(2400))
     items.sort(key=lambda item: not item.nodeid.startswith(SLURM))
 
 

@@ -82,7 +82,7 @@ def run_to_end(
             with contextlib.suppress(psutil.NoSuchProcess):
                 end_trees([psutil.Process(process.pid)])
             with contextlib.suppress(subprocess.TimeoutExpired):  # somebody else holds its pipes
-                for text in process.communicate(timeout=10):
+                for text in process.communicate(timeout=60):
                     print(text[-10_000:], file=sys.stderr)
             raise
     return subprocess.CompletedProcess(words, process.returncode, said, errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pipeline import run as driver
 from pipeline.config import load_recipe
 from pipeline.errors import EnvironmentFault, Stopped, UserError
 from pipeline.locks import hold
+from pipeline.progress import log, log_file, start_logging
 from pipeline.recipe import Recipe
 from pipeline.stage_state import prepare, status
 from pipeline.stages import stages
@@ -153,6 +155,15 @@ def test_a_stage_is_stopped_in_order_also_before_and_after_its_steps(recipe: Rec
         os.kill(os.getpid(), getattr(signal, number))
         time.sleep(5)
     assert signal.getsignal(getattr(signal, number)) == before
+
+
+def test_a_signal_in_the_middle_of_a_line_of_the_log_is_not_lost(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_logging()
+    with pytest.raises(Stopped), log_file(tmp_path / "a.log"), driver.stop_on_signal(stages(recipe)["shard"]):
+        monkeypatch.setattr(logging.Formatter, "format", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        log.info("a line")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Training:
         if name == "write":
             return writing
         file = INDEX if name == "index" else DESCRIPTION
-        return {found for found in writing if any((self.folder / found).glob(f"{file}*"))}
+        return {found for found in writing if any(name.startswith(file) for name in _listed(self.folder / found))}
 
     def phase(self) -> str:
         """What the frozen start was doing."""
@@ -161,9 +162,13 @@ class Preparation:
 
 
 def _names(folder: Path) -> list[str]:
+    return [name for name in _listed(folder) if name.startswith("step-")]
+
+
+def _listed(folder: Path) -> list[str]:
     try:
-        return [path.name for path in folder.iterdir() if path.name.startswith("step-")]
-    except FileNotFoundError:
+        return os.listdir(folder)
+    except FileNotFoundError:  # a save is renamed at the end
         return []
 
 

@@ -88,7 +88,7 @@ def launch_id(ranks: Ranks | None, environment: Mapping[str, str] = os.environ) 
 def _ending(error: BaseException) -> tuple[int, str]:
     """The exit status that an error means, and its words."""
     words = " ".join(str(error).split())[:500]
-    if isinstance(error, PipelineError):
+    if isinstance(error, (PipelineError, Stopped)):
         return error.status, words
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "Ctrl-C"

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, Stopped
+from pipeline.errors import DataError
 from pipeline.progress import log
 
 LSTM = "headwater_lstm"
@@ -136,8 +136,6 @@ def load_model(
             ignore_mismatched_sizes=True,  # told below, in one line
             **options,
         )
-    except Stopped:  # a signal came meanwhile
-        raise
     except Exception as error:  # transformers, safetensors and the config's own checks raise any kind
         raise DataError(
             f"{folder}: cannot be loaded as {auto_class} (model_type {config['model_type']}): {_first_line(error)}"

@@ -224,7 +224,9 @@ class Checkpoints:
                 temporary.mkdir(parents=True, exist_ok=True)
                 files, written = self._snapshot.write(temporary, prefix)
                 if not self.ranks.first:
-                    write_text(temporary / f"{prefix}{RECEIPT}", json.dumps({"files": files, "fragments": written}))
+                    half = temporary / f"{prefix}{RECEIPT}{TEMPORARY}"
+                    half.write_text(json.dumps({"files": files, "fragments": written}), encoding="utf-8")
+                    half.rename(temporary / f"{prefix}{RECEIPT}")  # the last touch: rank 0 may now rename the folder
         except Exception as error:  # the main thread raises it, when it comes to the next save
             self._error = error
             for path in temporary.glob(f"{prefix}*"):

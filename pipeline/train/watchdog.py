@@ -41,6 +41,7 @@ from pipeline.train.collective import broadcast, entered, gather, last_entered
 from pipeline.train.hang_report import HEARTBEATS, Peer
 
 TICK = 0.5  # seconds between two looks at the time
+LEAST_PATIENCE = 5.0  # seconds that the other ranks have for their answers in a report of a hang, at least
 GAP = 5.0  # a look that is so many seconds late: the whole process was stopped
 REMEMBERED = 32  # steps whose median counts
 
@@ -79,7 +80,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self.ranks.first:
             shutil.rmtree(self._beats, ignore_errors=True)
-            self._beats.mkdir(parents=True)
+            self._beats.mkdir(parents=True, exist_ok=True)  # a lingering rank of the last start may write there
         # A file of another start, or of a ghost of an old job, bears another token.
         self._token: str = broadcast(secrets.token_hex(4))
         self.peers = gather(Peer(self.ranks.rank, socket.gethostname(), os.getpid()))
@@ -208,7 +209,7 @@ class Watchdog:
         """Answer, see to it that one rank reports, and end the process."""
         try:
             now = time.monotonic()
-            patience = min(30.0, max(5.0, self.settings.hang_seconds / 4))
+            patience = min(30.0, max(LEAST_PATIENCE, self.settings.hang_seconds / 4))
             name, ago = last_entered()
             answer = {
                 "rank": self.ranks.rank,

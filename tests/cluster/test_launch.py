@@ -131,7 +131,7 @@ def test_a_rank_that_is_still_starting_when_the_signal_comes_has_stopped_in_orde
 
 def test_a_second_signal_reaches_the_ranks_too(tmp_path: Path) -> None:
     """A rank that saves for too long is ended by it; that is no stop in order."""
-    once = "signal.signal(15, lambda *_: (open(asked, 'w').close(), signal.signal(15, signal.SIG_DFL)))"
+    once = "signal.signal(15, lambda *_: (signal.signal(15, signal.SIG_DFL), open(asked, 'w').close()))"
     ranks = tmp_path / "ranks"
     ranks.mkdir()
     code = f"asked = r'{tmp_path}/asked-' + str(rank)\n{once}\nREADY\nwhile True: time.sleep(0.05)"

@@ -277,7 +277,9 @@ SOURCES: list[Callable[[Path], Source]] = [
 
 @pytest.mark.parametrize("make", SOURCES)
 @pytest.mark.parametrize("suffix", PACK)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
 @given(st.one_of(st.binary(), st.text(alphabet='{}[]":, \n\\uabcd0').map(str.encode)), st.booleans())
 def test_random_bytes_give_documents_or_one_clear_line(
     tmp_path: Path, make: Callable[[Path], Source], suffix: str, content: bytes, packed: bool

@@ -59,6 +59,9 @@ print(number)
 """
 
 
+HELD = str(Path(__file__).with_name("held_shard.py"))
+
+
 def write_recipe(folder: Path, workers: int) -> Path:
     write_jsonl(folder / "in" / "a.jsonl", [prose(n % 30) for n in range(40)] + ["short"])
     write_jsonl(folder / "in" / "b.jsonl", [prose(n) for n in range(25, 50)])
@@ -90,15 +93,25 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[s
     return lambda workdir: [*words, f"workdir={workdir}"]
 
 
-def start_and_wait(command: list[str], seen: Callable[[], bool]) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start it in a process group of its own; return, with its children, once something is seen."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not seen() and process.poll() is None:
+def start_and_wait(
+    command: list[str], parts: Path, end: str, more: int
+) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Start it in a process group of its own; return, with its children, once there are `more` such files than now.
+
+    It makes no more of them (held_shard.py), so that what comes then surely comes in the middle.
+    """
+    wanted = len(list(parts.glob(f"*{end}"))) + more
+    process = subprocess.Popen(
+        [command[0], HELD, *command[3:]],  # in place of -m pipeline
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"HELD": f"{end}:{wanted}"},
+    )
+    while len(list(parts.glob(f"*{end}"))) < wanted:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.002)
-    try:
-        return process, psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return process, []
+    return process, psutil.Process(process.pid).children(recursive=True)
 
 
 def test_killed_with_its_workers_or_alone_or_worker_by_worker(
@@ -108,33 +121,28 @@ def test_killed_with_its_workers_or_alone_or_worker_by_worker(
     workdir = tmp_path / "broken"
     parts = workdir / "text" / "parts"
 
-    def more(pattern: str, count: int) -> Callable[[], bool]:
-        """Whether so many more are there than are now."""
-        wanted = len(list(parts.glob(pattern))) + count
-        return lambda: len(list(parts.glob(pattern))) >= wanted
-
-    process, _ = start_and_wait(command(workdir), more("*.read.json", 3))
+    process, _ = start_and_wait(command(workdir), parts, ".read.json", 3)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert parts.is_dir()
 
-    process, workers = start_and_wait(command(workdir), more("*.read.json", 3))
+    process, workers = start_and_wait(command(workdir), parts, ".read.json", 3)
     process.kill()  # alone: its workers must not go on writing beside its successor
     assert process.wait() == -signal.SIGKILL
     _, alive = psutil.wait_procs(workers, timeout=300)
     assert len(workers) >= 2
     assert alive == []
 
-    process, workers = start_and_wait(command(workdir), more("*.read.json", 3))
+    process, workers = start_and_wait(command(workdir), parts, ".read.json", 3)
     next(one for one in workers if "spawn_main" in " ".join(one.cmdline())).kill()
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "a worker process was killed" in errors
     assert "Traceback" not in errors
 
-    process, _ = start_and_wait(command(workdir), more("*.done.json", 2))
+    process, _ = start_and_wait(command(workdir), parts, ".done.json", 2)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
 
     subprocess.run(command(workdir), check=True, capture_output=True)
     assert tree(workdir / "text") == tree(tmp_path / "unbroken" / "text")

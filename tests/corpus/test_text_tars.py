@@ -129,7 +129,9 @@ def test_damage_and_strange_members_are_named(tmp_path: Path) -> None:
         list(read_text_tar(tmp_path / "gone.tar"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
 @given(st.integers(0, 4000), st.binary(max_size=600))
 def test_random_damage_gives_documents_or_one_clear_line(tmp_path: Path, offset: int, damage: bytes) -> None:
     (path,) = write(tmp_path)

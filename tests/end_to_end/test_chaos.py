@@ -20,7 +20,7 @@ def chaos(*words: str | Path) -> CompletedProcess[str]:
 
 
 def test_a_training_that_is_killed_five_times_comes_out_the_same(tmp_path: Path) -> None:
-    done = chaos("--kills", "5", "--cold", "4", "--workdir", tmp_path / "chaos", "pretrain.tokens=9_216")
+    done = chaos("--kills", "5", "--cold", "4", "--workdir", tmp_path / "chaos", "pretrain.tokens=27_648")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "5 kills, " in done.stdout
     assert "bytes and losses are the same to the last bit" in done.stdout

@@ -61,7 +61,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(tiny_run: Path, tiny_
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     last = start(tiny_recipe, workdir)
-    assert last.wait(timeout=900) == 0, (tmp_path / "said.txt").read_text(encoding="utf-8")[-4000:]
+    assert last.wait(timeout=1500) == 0, (tmp_path / "said.txt").read_text(encoding="utf-8")[-4000:]
     for folder in FOLDERS:
         straight, killed = manifests.load(tiny_run / folder), manifests.load(workdir / folder)
         assert killed.key == straight.key, folder

@@ -13,7 +13,7 @@ from command import PROJECT, Pipeline, clean_environment
 from processes import run_to_end
 
 from pipeline import manifest as manifests
-from pipeline.cluster.launch import environments
+from pipeline.cluster.launch import environments, free_port
 from pipeline.cluster.ranks import cores
 
 PROGRAMS = Path(sys.executable).parent
@@ -21,9 +21,9 @@ RANKS = min(2, cores())  # as the tiny run was made
 LAUNCHERS = {
     "deepspeed": [
         *(str(PROGRAMS / "deepspeed"), "--hostfile", "HOSTFILE", "--no_ssh_check", "--master_addr", "127.0.0.1"),
-        *("--num_gpus", str(RANKS), "--module", "pipeline"),
+        *("--num_gpus", str(RANKS), "--master_port", "PORT", "--module", "pipeline"),
     ],
-    "torchrun": [str(PROGRAMS / "torchrun"), "--nproc-per-node", str(RANKS), "-m", "pipeline"],
+    "torchrun": [str(PROGRAMS / "torchrun"), "--nproc-per-node", str(RANKS), "--master-port", "PORT", "-m", "pipeline"],
     "mpirun": ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(RANKS), sys.executable, "-m", "pipeline"],
 }
 
@@ -42,7 +42,8 @@ def test_a_launcher_trains_the_same_model(tiny_copy: Path, tiny_recipe: Path, la
     hostfile = tiny_copy.parent / "hostfile"
     hostfile.write_text(f"localhost slots={RANKS}\n", encoding="utf-8")
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    command = [str(hostfile) if word == "HOSTFILE" else word for word in LAUNCHERS[launcher]]
+    given = {"HOSTFILE": str(hostfile), "PORT": str(free_port())}
+    command = [given.get(word, word) for word in LAUNCHERS[launcher]]
     done = run_to_end(
         [*command, "pretrain", tiny_recipe, f"workdir={tiny_copy}"],
         cwd=PROJECT,

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from virtual_cluster import SCRIPTS, STEPS, WORDS, Cluster, losses, stop_rank, until
+from virtual_cluster import SCRIPTS, STEPS, WORDS, Cluster, found_rank, losses, stop_rank, until
 
+PATIENT = "preflight.wait_seconds=300"  # ranks on two busy cores may come a minute after each other
 Prepared = Callable[[Path], Path]
 Unbroken = Callable[[int], dict[int, float]]
 
@@ -45,7 +46,7 @@ def test_time_limit_preemption_and_scancel(
     # The time limit: three minutes before it, which is now, Slurm wakes the ranks and warns them. It looks every half
     # minute; the unbroken training is made meanwhile.
     stop_rank(cluster, folder, 3, 10)
-    job.update("TimeLimit=3")
+    job.update(f"TimeLimit={3 + job.minutes()}")
     with ThreadPoolExecutor(1) as beside:
         unbroken_losses = beside.submit(unbroken, 4)
         until(lambda: job.shown("Restarts") == "1", "the requeue after the warning")
@@ -90,7 +91,8 @@ def test_a_node_dies_and_the_job_goes_on_with_fewer_ranks_then_more(
     folder = workdir / "checkpoints"
     job = cluster.submit(
         log,
-        *("--nodes=1-2", "--mincpus=2", str(SCRIPTS / "pretrain.sh"), str(tiny_recipe), f"workdir={workdir}", *WORDS),
+        *("--nodes=1-2", "--mincpus=2", str(SCRIPTS / "pretrain.sh"), str(tiny_recipe), f"workdir={workdir}"),
+        *(*WORDS, PATIENT),
         HEADWATER_RANKS_PER_NODE="2",
         HEADWATER_SITE=str(quick_site),
     )
@@ -130,12 +132,15 @@ def test_a_rank_dies_and_a_ghost_writer_behind_a_cut_link_is_fenced_off(
     until(lambda: int(job.shown("Restarts")) > restarts, "the requeue after a dead rank")
 
     # A node is cut off while its ranks are at work. Slurm believes that it is dead, and starts the job elsewhere.
-    ghosts = [stop_rank(cluster, folder, rank, step) for rank, step in ((1, 20), (0, 1))]
+    ghosts = [stop_rank(cluster, folder, 1, 20), found_rank(cluster, folder, 0)]
+    ghosts[1].signal("STOP")  # it waits for the other's next step
     (lost,) = {ghost.host for ghost in ghosts}
     (other,) = {"node1", "node2"} - {lost}
     cluster.call("cut", lost)
-    straight = unbroken(2)  # while Slurm comes to believe it
-    stop_rank(cluster, folder, 1, 30, host=other).signal("CONT")  # it is at work there; now the ghosts wake up
+    with ThreadPoolExecutor(1) as beside:
+        unbroken_losses = beside.submit(unbroken, 2)  # while Slurm comes to believe it
+        stop_rank(cluster, folder, 1, 30, host=other).signal("CONT")  # it is at work there; now the ghosts wake up
+        straight = unbroken_losses.result()
     for ghost in ghosts:
         ghost.signal("CONT")
     until(lambda: not any(ghost.alive() for ghost in ghosts), "the end of the ghosts")
@@ -167,7 +172,7 @@ def test_a_bad_node_is_named_and_left_out(
     cluster: Cluster, prepared: Prepared, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     workdir = prepared(tmp_path / "runs" / "bad")
-    script = (str(SCRIPTS / "pretrain.sh"), "--exclude-bad", str(tiny_recipe), f"workdir={workdir}")
+    script = (str(SCRIPTS / "pretrain.sh"), "--exclude-bad", str(tiny_recipe), f"workdir={workdir}", PATIENT)
     cluster.call("on", "node2", "mount", "-t", "tmpfs", "tmpfs", str(workdir))  # what it sees there is not ours
     try:
         job = cluster.submit(tmp_path / "job.log", "--nodes=1-2", "--mincpus=2", *script)

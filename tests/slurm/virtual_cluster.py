@@ -14,8 +14,11 @@ from pathlib import Path
 
 from command import PROJECT, clean_environment
 
+from pipeline.files import write_text
+
 CLUSTER = PROJECT / "tools" / "slurm_cluster"
 SCRIPTS = PROJECT / "slurm"
+HALTING = Path(__file__).with_name("halting.py")
 STEPS = 60  # of the trainings that are interrupted
 WORDS = (f"pretrain.tokens={STEPS * 1024}", "pretrain.log_interval=5", "pretrain.validation_interval=20")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE"}
@@ -44,7 +47,11 @@ class Cluster:
 
     def __init__(self, state: Path) -> None:
         self.state = state
-        self.environment = clean_environment(SLURM_CLUSTER=str(state), HEADWATER_PYTHON=sys.executable)
+        self.environment = clean_environment(SLURM_CLUSTER=str(state))
+        python = state.parent / "python"
+        python.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{HALTING}' \"$@\"\n", encoding="utf-8")
+        python.chmod(0o755)
+        self.environment["HEADWATER_PYTHON"] = str(python)
 
     def call(self, *words: str, cwd: Path = PROJECT, **environment: str) -> str:
         """tools/slurm_cluster WORDS…; its output."""
@@ -62,8 +69,16 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=600,
         )
+
+    def ask(self, *words: str) -> str:
+        """A question to the controller; asked again while it is too busy to answer (it is given two seconds here)."""
+        deadline = time.monotonic() + PATIENCE
+        while (done := self.try_call("exec", *words)).returncode:
+            assert time.monotonic() < deadline, f"{words}: {done.stdout}{done.stderr}"
+            time.sleep(0.5)
+        return done.stdout
 
     def submit(self, log: Path, *words: str, **environment: str) -> Job:
         """`sbatch WORDS…`, saying all into `log`; its folder is where sbatch is called."""
@@ -73,13 +88,13 @@ class Cluster:
 
     def all_idle(self) -> bool:
         """Whether every node waits for work."""
-        nodes = self.call("exec", "sinfo", "--noheader", "--partition=all", "--Node", "--format=%T").split()
+        nodes = self.ask("sinfo", "--noheader", "--partition=all", "--Node", "--format=%T").split()
         return set(nodes) == {"idle"}
 
     def state_of_all(self) -> str:
         """Nodes and jobs as Slurm shows them, and why nodes are not there."""
         commands = (("sinfo", "--Node", "--long"), ("sinfo", "--list-reasons"), ("squeue", "--all"))
-        return "\n".join(self.call("exec", *command) for command in commands)
+        return "\n".join(self.ask(*command) for command in commands)
 
 
 @dataclass(frozen=True)
@@ -92,8 +107,13 @@ class Job:
 
     def shown(self, field: str) -> str:
         """What `scontrol show job` says, such as JobState or Restarts."""
-        text = self.cluster.call("exec", "scontrol", "--oneliner", "show", "job", self.identity)
+        text = self.cluster.ask("scontrol", "--oneliner", "show", "job", self.identity)
         return f" {text}".split(f" {field}=", 1)[1].split()[0]
+
+    def minutes(self) -> int:
+        """Whole minutes since this start of it; of less than a day."""
+        hours, minutes, _ = self.shown("RunTime").split(":")
+        return 60 * int(hours) + int(minutes)
 
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
@@ -127,35 +147,32 @@ class Rank:
     def alive(self) -> bool:
         return self.cluster.try_call("on", self.host, "kill", "-0", str(self.pid)).returncode == 0
 
+    def state(self) -> str:
+        """As /proc shows it: R, S, T (stopped) …"""
+        text = self.cluster.call("on", self.host, "cat", f"/proc/{self.pid}/status")
+        return text.split("State:", 1)[1].split()[0]
+
     def signal(self, name: str) -> None:
         self.cluster.call("on", self.host, "kill", f"-{name}", str(self.pid))
 
 
+def found_rank(cluster: Cluster, folder: Path, rank: int) -> Rank:
+    """A rank at work, by its heartbeat."""
+    beat = json.loads((folder / "heartbeats" / f"rank-{rank:05d}.json").read_text(encoding="utf-8"))
+    return Rank(cluster, beat["host"], beat["pid"])
+
+
 def stop_rank(cluster: Cluster, folder: Path, rank: int, step: int, host: str = "") -> Rank:
-    """Wait until training has come to `step` (on `host`, if given), then stop one of its ranks in the middle of a step.
+    """One of the ranks stops itself once training has come to `step` (on `host`, if given; halting.py).
 
     The others wait for it, so that what a test does next meets a training at work, however quick the machine is. Slurm
     sends SIGCONT before SIGUSR1 and SIGTERM, which wakes it.
     """
-    path = folder / "heartbeats" / f"rank-{rank:05d}.json"
-    found: Rank | None = None
-
-    def stopped() -> bool:
-        nonlocal found
-        try:
-            beat = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # not yet, or a start is just clearing away what the one before it left
-            return False
-        # Heartbeats come at intervals; the pointer to the last checkpoint moves every five steps.
-        pointer = folder / "latest"
-        saved = int(pointer.read_text(encoding="utf-8").split("-")[1]) if pointer.is_file() else 0
-        if max(beat["step"], saved) < step or (host and beat["host"] != host):
-            return False
-        found = Rank(cluster, beat["host"], beat["pid"])
-        return cluster.try_call("on", found.host, "kill", "-STOP", str(found.pid)).returncode == 0
-
-    until(stopped, f"rank {rank} at step {step}", pause=0.01)
-    assert found is not None
+    asked = folder.parent / f"halt-{rank}"
+    write_text(asked, f"{step} {host}")
+    until(lambda: not asked.exists(), f"rank {rank} at step {step}", pause=0.01)
+    found = found_rank(cluster, folder, rank)
+    until(lambda: found.state() == "T", f"rank {rank} to be stopped", pause=0.01)
     return found
 
 

@@ -68,7 +68,9 @@ def test_each_token_has_one_place(lengths: list[int], seq_len: int) -> None:
     assert sum(2 * filled <= seq_len and not on for filled, on in zip(windows["targets"], goes_on, strict=True)) <= 1
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(seed=st.integers(0, 99), seq_len=st.integers(3, 40), world=st.sampled_from([1, 2, 3, 4, 8]))
 def test_an_epoch_is_every_document_once(data: TokenData, tmp_path: Path, seed: int, seq_len: int, world: int) -> None:
     stream = Stream(data, seq_len, seed, {}, packed=pack(data, seq_len, tmp_path))

@@ -48,7 +48,9 @@ def write(folder: Path, batches: list[list[int]], vocab_size: int, shard: int, m
 
 
 @given(lengths, st.sampled_from([65_536, 65_537]), st.integers(1, 300), st.integers(1, 120))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_documents_come_back_whole(
     tmp_path: Path, batches: list[list[int]], vocab_size: int, shard_tokens: int, member_tokens: int
 ) -> None:

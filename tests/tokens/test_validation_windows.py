@@ -16,7 +16,9 @@ from pipeline.tokens.validation import PADDING, ValidationWindows
 
 
 @given(st.integers(1, 130), st.integers(1, 400), st.integers(1, 60))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_every_token_is_a_target_once(
     tokens_of: Callable[..., TokenData], tmp_path: Path, first: int, second: int, seq_len: int
 ) -> None:

@@ -24,6 +24,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def time_to_send(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stage leaves to the next start, when it may not wait longer, is not what a busy machine shall decide."""
     monkeypatch.setattr(delivery, "CLOSE_SECONDS", 300.0)
+    monkeypatch.setattr(delivery, "CLOSE_SECONDS_AWAY", 300.0)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ from pipeline.spool import Spool
 from pipeline.tracking import open_tracker
 from tracked_stages import finish
 recipe, work, first, last, finishes = pickle.loads(bytes.fromhex(sys.argv[1]))
-delivery.SEND_SECONDS, delivery.CLOSE_SECONDS = 0.1, 300.0
+delivery.SEND_SECONDS, delivery.CLOSE_SECONDS, delivery.CLOSE_SECONDS_AWAY = 0.1, 300.0, 300.0
 logs = recipe.workdir / "logs"
 with hold(logs, work.stage) as fence:
     with open_tracker(recipe, dataclasses.replace(work, fence=fence)) as tracker:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_models_are_registered_without_a_copy_and_load(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.chdir(tmp_path)
-    model_directory = Path(model_directory.rename(recipe.workdir / "model"))
+    model_directory = Path(shutil.copytree(model_directory, recipe.workdir / "model"))
     work = Work("export", model_directory, "key", {}, {})
     with open_tracker(recipe, work):
         work.finish(model_directory.iterdir())

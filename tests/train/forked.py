@@ -95,12 +95,14 @@ def _child(said: Path, environment: Mapping[str, str], action: Callable[..., obj
 
 def stages(recipe_file: Path, names: Sequence[str], dies: tuple[str, int] | None = None) -> None:
     """Bring stages up to date. dies: a stage, and the step at whose beginning the process sends itself SIGKILL."""
+    from pipeline import delivery
     from pipeline.config import load_recipe
     from pipeline.progress import start_logging
     from pipeline.run import run_stage
     from pipeline.train.steps import Steps
 
     start_logging()
+    delivery.CLOSE_SECONDS = 300.0  # what MLflow shows is not what a busy machine shall decide
     do: Callable[[Steps, int], float] = Steps.do
 
     def or_die(steps: Steps, step: int) -> float:

@@ -25,8 +25,8 @@ from pipeline.train.audit import events
 from pipeline.train.checkpoint_files import every, weights
 
 STEPS, CUT = 8, 3
-LAUNCH = "from pipeline.cluster.launch import launch_command; from pipeline.progress import start_logging; import sys; "
-LAUNCH += "start_logging(); sys.exit(launch_command(sys.argv[2:], int(sys.argv[1])))"
+LAUNCH = "from pipeline.cluster import launch; from pipeline.progress import start_logging; import sys; "
+LAUNCH += "start_logging(); launch.GRACE = 300.0; sys.exit(launch.launch_command(sys.argv[2:], int(sys.argv[1])))"
 
 ADAMW = {"optimizer": {"name": "adamw", "learning_rate": 1e-2}}
 MUON = {"optimizer": {"name": "muon", "learning_rate": 1e-2}}

@@ -31,6 +31,11 @@ def test_slurms_form(text: str, seconds: float | None) -> None:
     assert read_left(text) == seconds
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.train.time_limit.PATIENCE", 300.0)  # of a busy machine
+
+
 def squeue(folder: Path, answer: str) -> dict[str, str]:
     """The environment of a job for which `squeue` says this."""
     folder.mkdir(exist_ok=True)
@@ -52,8 +57,9 @@ def test_the_nearer_limit_counts(tmp_path: Path) -> None:
 def test_without_an_answer_the_jobs_environment_counts(tmp_path: Path, answer: str) -> None:
     environment = squeue(tmp_path, answer)
     assert time_left(None, environment)[0] is None
-    left, _ = time_left(None, {**environment, "SLURM_JOB_END_TIME": str(int(time.time()) + 1000)})
-    assert left == pytest.approx(1000, abs=30)
+    end = int(time.time()) + 10_000
+    left, _ = time_left(None, {**environment, "SLURM_JOB_END_TIME": str(end)})
+    assert left is not None and end - time.time() <= left <= 10_000
 
 
 def test_without_squeue(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ Optional keys: accident (rank, step, what): there this rank sends itself the sig
 gradient that is (`nan_gradient`), or finds data that never come (`sleep`) or come late from then on (`slow`);
 or data with another fingerprint (`other_data`), or a disk on which no save comes to its end any more (`stalled_disk`);
 awaits: name of what must lie in the folder before the signal is sent, such as a checkpoint, which is written behind the
-steps; spoiled: windows whose targets are words that are never seen elsewhere.
+steps; patience: seconds that another rank has for its answer in a report of a hang; spoiled: windows whose targets are
+words that are never seen elsewhere.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.cluster.launch import free_port
 from pipeline.cluster.ranks import ALONE, Ranks, read_ranks
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
+from pipeline.files import write_text
 from pipeline.model.build import build_model
 from pipeline.progress import log, start_logging
 from pipeline.recipe import ModelSettings, TrainingBase
 from pipeline.tracking import Tracker
+from pipeline.train import watchdog
 from pipeline.train.loop import train
 from pipeline.train.snapshot import Snapshot
 from pipeline.train.task import Batch, ReduceSum, TrainResult
@@ -39,8 +43,8 @@ VOCABULARY = 64
 LENGTH = 16
 GLOBAL_BATCH = 6
 HELD_OUT = 10_000  # sequences from here on
-STALLED = "stalled"  # ends the name of what a rank leaves in a save that it never finishes
-LATE = {"sleep": 3600.0, "slow": 0.5}  # seconds that a batch takes after such an accident
+STALLED = "stalled"  # ends the name of what a rank leaves beside a save that it never finishes
+LATE = {"sleep": 3600.0, "slow": 1.0}  # seconds that a batch takes after such an accident
 
 
 class TinyTask:
@@ -90,7 +94,7 @@ class TinyTask:
 
 def stalled_write(_: Snapshot, folder: Path, prefix: str) -> NoReturn:
     """In place of a rank's part of a save: a file that says so, and then nothing more."""
-    (folder / f"{prefix}-{STALLED}").touch()
+    (folder.parent / f"{prefix}-{STALLED}").touch()
     while True:
         time.sleep(1)
 
@@ -154,10 +158,18 @@ def run(folder: Path, task: TinyTask | None = None, ranks: Ranks = ALONE, **valu
 
 
 def each_training(wanted: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Ranks]]:
-    """The trainings that one process does in turn, and its ranks, which meet at another port for each."""
-    port = int(os.environ.get("MASTER_PORT", "0"))
+    """The trainings that one process does in turn, and its ranks, which meet at another port for each: the store of
+    the last training may still be there. Rank 0 chooses it, and leaves it for the others in a file."""
+    first = os.environ.get("MASTER_PORT")
     for number, training in enumerate(wanted):
-        os.environ["MASTER_PORT"] = str(port + number)  # the store of the last training may still be there
+        ranks = read_ranks() or ALONE
+        if first and number:
+            chosen = Path(f"{training['folder']}.port-{first}-{number}")
+            if ranks.first:
+                write_text(chosen, str(free_port()))
+            while not chosen.exists():
+                time.sleep(0.01)
+            os.environ["MASTER_PORT"] = chosen.read_text(encoding="utf-8")
         yield training, read_ranks() or ALONE
 
 
@@ -177,8 +189,9 @@ def main() -> None:
             mine, folder = rank == ranks.rank, Path(wanted["folder"])
             awaits = folder / wanted["awaits"] if "awaits" in wanted else None
             task = AccidentalTask(steps, step, what, spoiled, awaits) if mine else TinyTask(steps, spoiled=spoiled)
+            watchdog.LEAST_PATIENCE = wanted.get("patience", watchdog.LEAST_PATIENCE)
             run(folder, task, ranks, **wanted.get("settings", {}))
-    except PipelineError as error:
+    except (PipelineError, Stopped) as error:
         log.error("%s", error)
         sys.exit(error.status)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.cluster.ranks import ALONE, Ranks, read_ranks
 from pipeline.config import load_recipe
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 from pipeline.files import write_json
 from pipeline.model.build import rows_of_embedding
 from pipeline.progress import log, start_logging
@@ -81,7 +81,7 @@ def main() -> int:
     start_logging()
     try:
         found = run(name, read_recipe(name, sys.argv[4:]), read_ranks() or ALONE, points)
-    except PipelineError as error:
+    except (PipelineError, Stopped) as error:
         log.error("%s", error)
         return error.status
     if found:

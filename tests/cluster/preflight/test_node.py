@@ -46,6 +46,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
     """Puts a program of that name before all others; what it was asked stands in the file that comes back."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(node, "QUERY_SECONDS", 300.0)  # of a busy machine
 
     def write(does: str) -> Path:
         program, asked = tmp_path / "nvidia-smi", tmp_path / "asked"

@@ -213,7 +213,9 @@ def spoilt(seed: bytes) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("kind", SEEDS)
 @pytest.mark.parametrize("packed", [False, True])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
 @given(data=st.data())
 def test_random_bytes_give_documents_or_one_clear_line(
     tmp_path: Path, kind: str, packed: bool, data: st.DataObject
