@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.cluster.launch import environments
+from pipeline.cluster.launch import environments, free_port
 from pipeline.cluster.parent import die_with_parent
 from pipeline.cluster.ranks import LAUNCHER
 
@@ -88,7 +88,7 @@ class Forked(Start):
         super().__init__(arguments, log)
         launch = uuid.uuid4().hex
         sys.stdout.flush()
-        for environment in environments(ranks):
+        for environment in environments(ranks, free_port()):
             environment.pop(LAUNCHER, None)
             environment["TORCHELASTIC_RUN_ID"] = launch
             stay = die_with_parent(os.getpid())

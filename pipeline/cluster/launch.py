@@ -70,16 +70,15 @@ def launch_command(command: list[str], ranks: int) -> int:
         started: list[_Rank] = []
         stack.callback(_end, started)
         asked = stack.enter_context(_forwarding(started))
-        for environment in environments(ranks):
+        for environment in environments(ranks, free_port(stack)):
             started.append(_start(command, environment, stack))
             for number in set(asked) - set(started[-1].asked):  # came while it was being started
                 started[-1].pass_on(number)
         return _wait(started)
 
 
-def environments(ranks: int) -> list[dict[str, str]]:
+def environments(ranks: int, port: int) -> list[dict[str, str]]:
     """The environment of each rank: as torchrun sets it, and this rank's share of the cores."""
-    port = free_port()
     return [
         {
             **os.environ,
@@ -97,19 +96,27 @@ def environments(ranks: int) -> list[dict[str, str]]:
     ]
 
 
-def free_port() -> int:
+def free_port(held: contextlib.ExitStack | None = None) -> int:
     """A TCP port of this host that nobody uses now, and that the kernel gives to nobody by itself.
+
+    held: until its end other commands find the port taken, and only who listens with SO_REUSEADDR, as ranks do, may.
 
     Seconds pass until rank 0 listens on it. A port from the range that outgoing connections are given (Linux: 32768 and
     above) is often taken by then.
     """
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))  # rank 0 listens on all addresses
-            except OSError:
-                continue
-            return port
+        probe = socket.socket()
+        try:
+            probe.bind(("", port))  # rank 0 listens on all addresses
+        except OSError:
+            probe.close()
+            continue
+        if held is None:
+            probe.close()
+        else:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.callback(probe.close)
+        return port
     raise EnvironmentFault(f"no TCP port from {PORTS.start} to {PORTS.stop - 1} is free; `ss -tanp` shows why")
 
 

@@ -224,9 +224,7 @@ class Checkpoints:
                 temporary.mkdir(parents=True, exist_ok=True)
                 files, written = self._snapshot.write(temporary, prefix)
                 if not self.ranks.first:
-                    half = temporary / f"{prefix}{RECEIPT}{TEMPORARY}"
-                    half.write_text(json.dumps({"files": files, "fragments": written}), encoding="utf-8")
-                    half.rename(temporary / f"{prefix}{RECEIPT}")  # the last touch: rank 0 may now rename the folder
+                    leave_receipt(temporary / f"{prefix}{RECEIPT}", (files, written))
         except Exception as error:  # the main thread raises it, when it comes to the next save
             self._error = error
             for path in temporary.glob(f"{prefix}*"):
@@ -340,3 +338,13 @@ def _step_back() -> None:
     """Let the training's own threads go first. Linux gives each thread a niceness of its own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def leave_receipt(path: Path, receipt: Receipt) -> None:
+    """Say that a rank's part is written. Renaming is the last touch of the folder: rank 0 may rename that from then on.
+
+    Not synced: after a crash of the machine an unfinished save is of no use.
+    """
+    half = path.with_name(path.name + TEMPORARY)
+    half.write_text(json.dumps({"files": receipt[0], "fragments": receipt[1]}), encoding="utf-8")
+    half.rename(path)

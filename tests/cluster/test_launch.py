@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ def ranks(code: str, count: int = 2) -> int:
 
 
 def test_each_rank_reads_its_place() -> None:
-    found = [read_ranks(environment) for environment in environments(3)]
+    found = [read_ranks(environment) for environment in environments(3, 10_000)]
     assert [place.rank for place in found if place] == [0, 1, 2]
     assert {(place.world_size, place.local_world_size, place.launcher, place.port) for place in found if place} == {
         (3, 3, "local", found[0].port if found[0] else 0)
@@ -46,8 +47,8 @@ def test_each_rank_reads_its_place() -> None:
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    assert {environment["OMP_NUM_THREADS"] for environment in environments(cores)} == {"1"}
-    assert environments(1)[0]["OMP_NUM_THREADS"] == str(cores)
+    assert {environment["OMP_NUM_THREADS"] for environment in environments(cores, 0)} == {"1"}
+    assert environments(1, 0)[0]["OMP_NUM_THREADS"] == str(cores)
 
 
 def test_all_well() -> None:
@@ -189,3 +190,15 @@ def test_ports_are_free_and_not_those_that_the_kernel_gives_away(monkeypatch: py
         taken.listen()
         with pytest.raises(EnvironmentFault, match=f"no TCP port from {port} to {port} is free"):
             launch.free_port()
+
+
+@pytest.mark.parametrize("libuv", [True, False])
+def test_a_port_that_is_held_is_the_ranks_own(monkeypatch: pytest.MonkeyPatch, libuv: bool) -> None:
+    from torch.distributed import TCPStore
+
+    with contextlib.ExitStack() as held:
+        port = launch.free_port(held)
+        monkeypatch.setattr(launch, "PORTS", range(port, port + 1))
+        with pytest.raises(EnvironmentFault, match=f"no TCP port from {port} to {port} is free"):
+            launch.free_port()
+        TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, use_libuv=libuv)

@@ -49,7 +49,7 @@ def test_a_launcher_trains_the_same_model(tiny_copy: Path, tiny_recipe: Path, la
         cwd=PROJECT,
         # As many threads a rank as the command's own launch gives: sums are then made in the same order.
         env=clean_environment(
-            OMP_NUM_THREADS=environments(RANKS)[0]["OMP_NUM_THREADS"],
+            OMP_NUM_THREADS=environments(RANKS, 0)[0]["OMP_NUM_THREADS"],
             PATH=f"{PROGRAMS}:/usr/local/bin:/usr/bin:/bin",
             **root,
         ),

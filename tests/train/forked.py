@@ -6,6 +6,7 @@ server forks for all files of a test run's process.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -52,7 +53,8 @@ def run(folder: Path, action: Callable[..., object], *arguments: object, ranks: 
     folder: for what they say.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = str(free_port())
+    held = contextlib.ExitStack()
+    port = str(free_port(held))
     started: list[BaseProcess] = []
     for rank in range(ranks):
         place = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
@@ -73,6 +75,7 @@ def run(folder: Path, action: Callable[..., object], *arguments: object, ranks: 
         if process.exitcode is None:
             process.kill()
             process.join()
+    held.close()
     ends = [process.exitcode or 0 for process in started]
     said = (folder / "rank-0.txt").read_text(encoding="utf-8", errors="replace")
     return Ended(next((end for end in ends if end), 0), said)

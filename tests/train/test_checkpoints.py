@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -33,6 +34,7 @@ from pipeline.train.checkpoint_files import (
     weights,
     write_weights,
 )
+from pipeline.train.checkpoints import leave_receipt
 from pipeline.train.loop import train
 from pipeline.train.task import TrainResult
 
@@ -249,6 +251,20 @@ def test_a_ghost_deletes_nothing_of_its_successor(tmp_path: Path) -> None:
     with pytest.raises(Fenced):
         prune(tmp_path, keep=1, newest=20, fence=fence)
     assert steps(tmp_path) == [10, 20, 40]
+
+
+def test_a_receipt_is_the_last_touch_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 may find it, commit, and rename the folder before the rank that left it goes on."""
+    folder, rename = tmp_path / "step-000000003.0.tmp", os.rename
+    folder.mkdir()
+
+    def and_rank_0_commits(source: Path, target: Path) -> None:
+        rename(source, target)
+        rename(folder, tmp_path / "step-000000003")
+
+    monkeypatch.setattr(os, "rename", and_rank_0_commits)
+    leave_receipt(folder / "rank-00001.receipt.json", ({"a.safetensors": (3, "0")}, [["w", "", 0, 1, "a", "F32"]]))
+    assert [path.name for path in (tmp_path / "step-000000003").iterdir()] == ["rank-00001.receipt.json"]
 
 
 def test_what_nobody_wrote_is_a_fault() -> None:
