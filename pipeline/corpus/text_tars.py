@@ -10,10 +10,10 @@ import contextlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
 import orjson
 
@@ -23,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.files import Hashed, disk_errors, own_temporary, sync_directory
 
 Part = Literal["train", "validation"]
+Text = TypeVar("Text", str, bytes)
 BLOCK = tarfile.BLOCKSIZE
 REMEDY = "delete the folder text/ and run shard again"
 _RESERVED = ("id", "source", "language")
@@ -113,7 +114,7 @@ def read_text_tar(path: Path) -> Iterator[Document]:
 
     Raises: DataError naming the tar, the member and the offset when it is cut short, damaged or no text tar.
     """
-    for text, _, facts, where in _pairs(path):
+    for text, facts, where in _pairs(path, bytes.decode):
         try:
             yield _document(text, facts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -125,16 +126,23 @@ def read_texts(path: Path) -> Iterator[bytes]:
 
     Raises: as `read_text_tar`, but that what is said of a text is not looked at.
     """
-    for _, text, _, _ in _pairs(path):
+    for text, _, _ in _pairs(path, _checked):
         yield text
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, bytes, bytes, str]]:
-    """Of every document the text, the same in UTF-8, the JSON, and where that lies in the tar. Raises: DataError."""
+def _checked(text: bytes) -> bytes:
+    """What was given. Raises: ValueError when it is no UTF-8."""
+    if not text.isascii():
+        text.decode()
+    return text
+
+
+def _pairs(path: Path, read: Callable[[bytes], Text]) -> Iterator[tuple[Text, bytes, str]]:
+    """Of every document the text, as `read` gives it, the JSON, and where that lies in the tar. Raises: DataError."""
     with _opened(path) as handle:
         size = os.fstat(handle.fileno()).st_size
         offset = 0
-        pending: tuple[str, str, bytes] | None = None  # key and text that wait for their .json
+        pending: tuple[str, Text] | None = None  # key and text that wait for their .json
         while True:
             header = handle.read(BLOCK)
             if len(header) == BLOCK and header == _END:
@@ -154,11 +162,11 @@ def _pairs(path: Path) -> Iterator[tuple[str, bytes, bytes, str]]:
             key, _, extension = name.rpartition(".")
             if extension == "txt" and pending is None:
                 try:
-                    pending = (key, content.decode("utf-8"), content)
+                    pending = (key, read(content))
                 except ValueError as error:
                     raise DataError(f"{path}: {where}: {error}; {REMEDY}") from None
             elif extension == "json" and pending is not None and pending[0] == key:
-                yield *pending[1:], content, where
+                yield pending[1], content, where
                 pending = None
             else:
                 raise DataError(f"{path}: {where}: not a .txt followed by its .json; {REMEDY}")
