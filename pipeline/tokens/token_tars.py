@@ -146,32 +146,35 @@ class ShardWriter:
             self._members: list[list[int]] = []
             self._open_tar = ExitStack()
             self._out = Hashed(self._open_tar.enter_context(atomic_write(self.folder / self._file, own=True)))
-        ids, ends = np.concatenate(self._ids), np.concatenate(self._ends).astype(np.uint32)
-        if ids.nbytes + 1024 > MAX_MEMBER_BYTES or len(ids) >= 1 << 32:
+        if self._held * self.dtype.itemsize + 1024 > MAX_MEMBER_BYTES or self._held >= 1 << 32:
             raise DataError(
-                f"{self.folder / self._file}: one document has {len(ids):,} tokens, more than a tar member may hold; "
+                f"{self.folder / self._file}: one document has {self._held:,} tokens, more than a tar member may hold; "
                 "cut it (corpus.rules.max_characters)"
             )
+        ends = np.concatenate(self._ends).astype(np.uint32)
         key = member_key(self._file, len(self._members))
-        offset = self._write(f"{key}.tokens.npy", ids)
-        ends_offset = self._write(f"{key}.ends.npy", ends)
-        crc32 = zlib.crc32(ends.data.cast("B"), zlib.crc32(ids.data.cast("B")))
-        self._members.append([offset, len(ids), ends_offset, len(ends), crc32])
-        self._written += len(ids)
+        offset, crc32 = self._write(f"{key}.tokens.npy", self._ids)
+        ends_offset, crc32 = self._write(f"{key}.ends.npy", [ends], crc32)
+        self._members.append([offset, self._held, ends_offset, len(ends), crc32])
+        self._written += self._held
         self._ids, self._ends, self._held = [], [], 0
 
-    def _write(self, name: str, array: npt.NDArray[Any]) -> int:
-        """Append one `.npy` member; returns the offset of its data."""
+    def _write(self, name: str, pieces: list[npt.NDArray[Any]], crc32: int = 0) -> tuple[int, int]:
+        """Append one `.npy` member, an array in pieces; returns the offset of its data, and the CRC-32 with theirs."""
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+        about = np.lib.format.header_data_from_array_1_0(pieces[0]) | {"shape": (sum(map(len, pieces)),)}
+        np.lib.format.write_array_header_1_0(header, about)
         info = tarfile.TarInfo(name)
-        info.size, info.mode = header.tell() + array.nbytes, 0o644
+        info.size, info.mode = header.tell() + sum(piece.nbytes for piece in pieces), 0o644
         self._out.write(info.tobuf(tarfile.USTAR_FORMAT))
         self._out.write(header.getvalue())
         offset = self._out.position
-        self._out.write(array.data.cast("B"))
+        for piece in filter(len, pieces):
+            data = piece.data.cast("B")
+            self._out.write(data)
+            crc32 = zlib.crc32(data, crc32)
         self._out.pad(BLOCK)
-        return offset
+        return offset, crc32
 
     def _close_shard(self) -> None:
         self._flush()
