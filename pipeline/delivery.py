@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import Protocol
 
 from pipeline.errors import Fenced
 from pipeline.journal import FENCE_SECONDS, Journal, Line
+from pipeline.printable import without_secrets
 from pipeline.progress import log
 from pipeline.spool import Spool, spools
 
@@ -122,11 +122,6 @@ class Delivery(threading.Thread):
             take([line for line, _ in batch])
             spool.mark_sent(journal, batch[-1][1])
             log.debug("tracking: %d lines of %s sent in %.2f s", len(batch), spool.name, time.monotonic() - started)
-
-
-def without_secrets(text: str) -> str:
-    """Hide the user and password of every URI in a text."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def _one_line(error: BaseException) -> str:

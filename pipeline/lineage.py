@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import manifest as manifests
-from pipeline.delivery import without_secrets
 from pipeline.errors import EnvironmentFault, PipelineError, Stopped
 from pipeline.files import fingerprint, sha256_file
 from pipeline.journal import Line
 from pipeline.manifest import MANIFEST, Manifest, Work
+from pipeline.printable import without_secrets
 from pipeline.progress import log
 from pipeline.recipe import Recipe
 from pipeline.spool import Spool
@@ -49,6 +49,8 @@ def inputs(recipe: Recipe, work: Work) -> list[Line]:
         if colon:  # a source of the corpus, or files that the recipe names
             known = next((item for item in recipe.corpus.sources if item.name == source), None)
             path = getattr(known, "path", None) or (known.type if known else source)
+        elif name in ("tokens_from", "base"):  # what was made elsewhere
+            path = without_secrets(str(recipe.pretrain.tokens_from if name == "tokens_from" else recipe.model.base))
         else:
             path = folder_of(recipe, name).absolute().as_posix()
         found.append({"name": source or kind, "digest": digest, "path": str(path), "context": kind})
@@ -130,7 +132,8 @@ def flat(value: object, dot: str = ".", prefix: str = "") -> dict[str, str]:
     if isinstance(value, Mapping) and (value or not prefix):
         parts = [flat(item, dot, f"{prefix}{dot}{key}" if prefix else str(key)) for key, item in value.items()]
         return {name: item for part in parts for name, item in part.items()}
-    return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)}
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return {prefix: without_secrets(text)}
 
 
 def _is_number(text: str) -> bool:

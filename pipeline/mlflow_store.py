@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from pipeline.delivery import without_secrets
 from pipeline.files import TEMPORARY, own_temporary, write_json
 from pipeline.journal import Line
 from pipeline.lineage import grid_of
+from pipeline.printable import without_secrets
 from pipeline.progress import log
 from pipeline.recipe import Recipe
 from pipeline.registered import descriptions, layout, place

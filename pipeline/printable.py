@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def printable(text: str, kept: str = "") -> str:
     """The text with control characters, line ends and marks of direction as escapes, except those `kept`."""
@@ -15,3 +17,9 @@ def printable(text: str, kept: str = "") -> str:
 def one_line(text: str) -> str:
     """As printable, where line ends become spaces: what a library says on several lines stays readable."""
     return printable(" ".join(line.strip() for line in text.splitlines()).strip())
+
+
+def without_secrets(text: str) -> str:
+    """The text without the users, passwords and (signed) queries that URLs in it may hold."""
+    text = re.sub(r"://[^/\s?'\"]*@", "://…@", text)
+    return re.sub(r"(\w://[^\s?]*\?)[^\s'\"]*", r"\1…", text)

@@ -23,10 +23,11 @@ from pathlib import Path
 
 from pipeline import lineage
 from pipeline import manifest as manifests
-from pipeline.delivery import Delivery, without_secrets
+from pipeline.delivery import Delivery
 from pipeline.errors import Fenced
 from pipeline.manifest import Work
 from pipeline.mlflow_store import MAKING, MlflowStore, tracking_uri
+from pipeline.printable import without_secrets
 from pipeline.recipe import Recipe
 from pipeline.registered import task_of
 from pipeline.spool import PIPELINE, Spool, spools

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError, RecipeError
-from pipeline.printable import one_line, printable
+from pipeline.printable import one_line, printable, without_secrets
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -26,3 +26,15 @@ def test_what_can_be_shown_stays() -> None:
 def test_bad_input_is_told_on_one_line() -> None:
     assert str(DataError("in.csv: no column 'a\nb'")) == "in.csv: no column 'a b'"
     assert str(RecipeError("x\x1b]0;title\x07")) == "x\\x1b]0;title\\x07"
+
+
+def test_what_a_url_holds_of_secrets_is_left_out() -> None:
+    assert (
+        without_secrets("at http://me:p@ss@h:1/a?sig=x and s3://b/c@2, ok?")
+        == "at http://…@h:1/a?… and s3://b/c@2, ok?"
+    )
+    assert (
+        without_secrets('{"path": "sftp://me:p@h/a", "mail": "a@b.org"}')
+        == '{"path": "sftp://…@h/a", "mail": "a@b.org"}'
+    )
+    assert without_secrets("sqlite:///runs/mlflow.db, file:///a@b") == "sqlite:///runs/mlflow.db, file:///a@b"

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import DataError, EnvironmentFault
 from pipeline.files import TEMPORARY, fingerprint
-from pipeline.printable import printable
+from pipeline.printable import printable, without_secrets
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SCHEME = re.compile(r"([A-Za-z0-9_+.-]+::)*[A-Za-z][A-Za-z0-9_+.-]*://")  # fsspec chains them: filecache::s3://…
 _STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "last_modified", "mtime", "modified", "updated")
 
 
@@ -66,13 +66,7 @@ def can_seek(location: str) -> bool:
 
 def shown(location: str) -> str:
     """A location as it stands in a message of one line: a file's name may hold line ends and worse."""
-    return printable(_without_secrets(location))
-
-
-def _without_secrets(words: str) -> str:
-    """Words without the passwords and signed queries that URLs in them may hold."""
-    words = re.sub(r"://[^/\s@]*@", "://…@", words)
-    return re.sub(r"(\w://[^\s?]*\?)[^\s'\"]*", r"\1…", words)
+    return printable(without_secrets(location))
 
 
 def suffix(location: str) -> str:
@@ -254,4 +248,4 @@ class _RemoteStream(io.RawIOBase):
 
 def one_line(error: Exception) -> str:
     """What a store says of a failure, for a message of one line: no secrets, 300 characters at most."""
-    return _without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.corpus.locations import is_remote, local_path
+from pipeline.corpus.locations import is_remote, local_path, shown
 from pipeline.errors import DataError
 from pipeline.tokens.cache import ShardCache
 from pipeline.tokens.integrity import BadShard, Integrity, Verify
@@ -249,7 +249,7 @@ class TokenData:
             place = local_path(place)
         if isinstance(place, str):
             if cache is None:
-                raise DataError(f"{place}: remote tokens need a local folder for their shards (cache)")
+                raise DataError(f"{shown(place)}: remote tokens need a local folder for their shards (cache)")
             fetched = ShardCache(place, cache, cache_bytes)
         index = fetched.index() if fetched else read_index(Path(place))
         place = fetched.url if fetched else place  # without what may be secret in it: it stands in messages

@@ -7,6 +7,7 @@ would chase a training that may end first.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -25,7 +26,10 @@ def train(words: list[str]) -> None:
         if asked.exists():
             wanted, _, host = asked.read_text(encoding="utf-8").partition(" ")
             if step >= int(wanted) and host in ("", os.uname().nodename):
-                self._write_heartbeat()
+                while True:
+                    with contextlib.suppress(FileNotFoundError):  # the watchdog's thread writes under the same name
+                        self._write_heartbeat()
+                        break
                 asked.unlink()
                 os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -157,9 +158,16 @@ class Rank:
 
 
 def found_rank(cluster: Cluster, folder: Path, rank: int) -> Rank:
-    """A rank at work, by its heartbeat."""
-    beat = json.loads((folder / "heartbeats" / f"rank-{rank:05d}.json").read_text(encoding="utf-8"))
-    return Rank(cluster, beat["host"], beat["pid"])
+    """A rank at work, by its heartbeat, which may just be written anew."""
+    path, found = folder / "heartbeats" / f"rank-{rank:05d}.json", []
+
+    def read() -> bool:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        return bool(found)
+
+    until(read, f"a heartbeat of rank {rank}", pause=0.01)
+    return Rank(cluster, found[0]["host"], found[0]["pid"])
 
 
 def stop_rank(cluster: Cluster, folder: Path, rank: int, step: int, host: str = "") -> Rank:

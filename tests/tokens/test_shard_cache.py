@@ -62,8 +62,14 @@ def test_a_url_of_this_machine_is_a_path(remote: str, tmp_path: Path) -> None:
 
 def test_no_password_stands_in_a_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
-        index_fingerprint("http://me:secret@localhost:9/tokens?key=secret")
+        index_fingerprint("http://me:p@secret@localhost:9/tokens?key=secret")
     assert "secret" not in str(raised.value)
+
+
+def test_urls_that_fsspec_chains(remote: str, tmp_path: Path) -> None:
+    with TokenData.open(f"simplecache::{remote}", cache=tmp_path / "cache") as data:
+        assert data.fingerprint == index_fingerprint(remote) == index_fingerprint(f"simplecache::{remote}")
+        assert len(windows(data))
 
 
 def test_the_cache_stays_within_its_bound(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tracked_stages import finish, work_of
 
+from pipeline import lineage
 from pipeline.errors import DataError, Stopped
 from pipeline.manifest import Work
 from pipeline.mlflow_store import _user, tracking_uri
@@ -205,7 +206,7 @@ def test_a_server_that_is_away_is_told_once_without_secrets_and_gets_all_later(
     lines = [record.message for record in caplog.records if record.message.startswith("tracking:")]
     told = [line for line in lines if "cannot send to MLflow" in line]
     assert len(told) == 1
-    assert "***@127.0.0.1:9 (ConnectionRefusedError: [Errno 111] Connection refused)" in told[0]
+    assert "…@127.0.0.1:9 (ConnectionRefusedError: [Errno 111] Connection refused)" in told[0]
     assert any("sent at the next start" in line for line in lines)
     assert "secret" not in caplog.text
     assert "secret" not in "".join(path.read_text() for path in (recipe.workdir / "logs").glob("*.json*"))
@@ -221,6 +222,14 @@ def test_a_server_that_is_away_is_told_once_without_secrets_and_gets_all_later(
 def test_the_package_is_imported_without_mlflow() -> None:
     program = "import sys, pipeline.tracking, pipeline.run; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_where_tokens_come_from_is_told_without_secrets(recipe: Recipe) -> None:
+    place = "s3://key:secret@bucket/tokens"
+    recipe = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"tokens_from": place})})
+    work = work_of(recipe, "pretrain", "checkpoints", tokens_from="f" * 64)
+    assert [line["path"] for line in lineage.inputs(recipe, work)] == ["s3://…@bucket/tokens"]
+    assert lineage.flat({"pretrain": {"tokens_from": place}}) == {"pretrain.tokens_from": "s3://…@bucket/tokens"}
 
 
 def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
