@@ -164,8 +164,9 @@ def each_training(wanted: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, 
     for number, training in enumerate(wanted):
         ranks = read_ranks() or ALONE
         if first and number:
-            chosen = Path(f"{training['folder']}.port-{first}-{number}")
+            chosen = Path(training["folder"], f"port-{first}-{number}")
             if ranks.first:
+                chosen.parent.mkdir(parents=True, exist_ok=True)
                 write_text(chosen, str(free_port()))
             while not chosen.exists():
                 time.sleep(0.01)
