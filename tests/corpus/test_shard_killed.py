@@ -20,45 +20,33 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 
 # Runs the stage in forked children, each killed before its n-th rename, for every n; then once more, to the end.
 EVERY_RENAME = """
-import os, signal, sys
+import signal, sys
 from pathlib import Path
+from dying import forked
 from pipeline import stage_state, stages
 from pipeline.config import load_recipe
 from pipeline.corpus import shard  # once, not in each child
 from pipeline.tracking import Tracker
 
-def run(workdir, die_at):
-    renames, replace = [0], os.replace
-    def counting(old, new):
-        renames[0] += "text" in Path(new).parts[len(workdir.parts):-1]
-        if renames[0] == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(old, new)
-    os.replace = counting
+def run(workdir):
     recipe = load_recipe(sys.argv[1], [f"workdir={workdir}"])
     found = stage_state.status(recipe, "shard")
     stage_state.prepare(recipe, found)
     if found.state != "done":
         stages.load_stage(found.stage)(recipe, found.work, Tracker())
 
-def forked(workdir, die_at):
-    child = os.fork()
-    if not child:
-        run(workdir, die_at)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
 for number in range(1, 1000):
     workdir = Path(sys.argv[2]) / str(number)
-    status = forked(workdir, number)
+    status = forked(workdir, number, run)
     if status == 0:
         break
     assert status == -signal.SIGKILL, status
-    assert forked(workdir, -1) == 0
+    assert forked(workdir, -1, run) == 0
 print(number)
 """
 
 
+BESIDE = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}  # dying.py
 HELD = str(Path(__file__).with_name("held_shard.py"))
 
 
@@ -74,7 +62,7 @@ def write_recipe(folder: Path, workers: int) -> Path:
 
 def test_killed_before_every_rename(tmp_path: Path) -> None:
     command = [sys.executable, "-c", EVERY_RENAME, str(write_recipe(tmp_path, 1)), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=BESIDE)
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "runs").iterdir(), key=lambda path: int(path.name))
     assert len(runs) == int(done.stdout)

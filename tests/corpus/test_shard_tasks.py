@@ -95,22 +95,16 @@ def test_the_plain_command_does_what_tasks_left(tmp_path: Path, recipe_in: MakeR
 
 # The tasks of an array in forked children, each killed before its n-th rename and then repeated, for every n.
 EVERY_RENAME = """
-import os, signal, sys
+import signal, sys
 from pathlib import Path
+from dying import forked
 from pipeline import tasks
 from pipeline.cluster.job_array import Share
 from pipeline.config import load_recipe
 from pipeline.corpus import shard  # once, not in each child
 from pipeline.run import run_stage
 
-def run(workdir, die_at, step):
-    renames, replace = [0], os.replace
-    def counting(old, new):
-        renames[0] += "text" in Path(new).parts[len(workdir.parts):-1]
-        if renames[0] == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(old, new)
-    os.replace = counting
+def run(workdir, step):
     recipe = load_recipe(sys.argv[1], [f"workdir={workdir}"])
     if step == "plain":
         run_stage(recipe, "shard")
@@ -119,21 +113,14 @@ def run(workdir, die_at, step):
     else:
         tasks.run_task(recipe, "shard", Share(step, 2))
 
-def forked(*arguments):
-    child = os.fork()
-    if not child:
-        run(*arguments)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
 for number in range(1, 1000):
     workdir = Path(sys.argv[2]) / str(number)
     alive = 0
     for step in (0, 1, "decide", 1, 0, "plain"):
-        status = forked(workdir, number, step)
+        status = forked(workdir, number, run, step)
         if status:
             assert status == -signal.SIGKILL, status
-            assert forked(workdir, -1, step) == 0
+            assert forked(workdir, -1, run, step) == 0
         alive += not status
     if alive == 6:
         break
@@ -144,7 +131,8 @@ print(number)
 def test_killed_before_every_rename(tmp_path: Path, recipe_in: MakeRecipe, plain: Plain) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_in(tmp_path, split_bytes=15_000, shard_bytes=9_000))
     command = [sys.executable, "-c", EVERY_RENAME, str(recipe), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, env=clean_environment())
+    beside = clean_environment(PYTHONPATH=str(Path(__file__).parent))  # dying.py
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, env=beside)
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "runs").iterdir(), key=lambda path: int(path.name))
     assert len(runs) == int(done.stdout) > 10
