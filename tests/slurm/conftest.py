@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import TINY, clean_environment, run_pipeline
-from virtual_cluster import SCRIPTS, STEPS, WORDS, Cluster, losses, missing, until
+from virtual_cluster import PAUSE, SCRIPTS, STEPS, WORDS, Cluster, losses, missing, until
 
 HERE = Path(__file__).parent
 Unbroken = Callable[[int], dict[int, float]]
@@ -52,7 +52,7 @@ def at_rest(cluster: Cluster) -> bool:
 @pytest.fixture
 def cluster(two_nodes: Cluster) -> Iterator[Cluster]:
     """The cluster, with nothing at work and all nodes there, before and after a test."""
-    until(functools.partial(at_rest, two_nodes), "all nodes idle", pause=0.5, shown=two_nodes.state_of_all)
+    until(functools.partial(at_rest, two_nodes), "all nodes idle", pause=PAUSE, shown=two_nodes.state_of_all)
     yield two_nodes
     two_nodes.call("exec", "scancel", "--full", "--user=root")
     for node in ("node1", "node2"):

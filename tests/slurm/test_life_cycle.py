@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from virtual_cluster import SCRIPTS, STEPS, WORDS, Cluster, found_rank, losses, stop_rank, until
+from virtual_cluster import PAUSE, SCRIPTS, STEPS, WORDS, Cluster, found_rank, losses, stop_rank, until
 
 PATIENT = "preflight.wait_seconds=300"  # ranks on two busy cores may come a minute after each other
 Prepared = Callable[[Path], Path]
@@ -49,7 +49,7 @@ def test_time_limit_preemption_and_scancel(
     job.update(f"TimeLimit={3 + job.minutes()}")
     with ThreadPoolExecutor(1) as beside:
         unbroken_losses = beside.submit(unbroken, 4)
-        until(lambda: job.shown("Restarts") == "1", "the requeue after the warning")
+        until(lambda: job.shown("Restarts") == "1", "the requeue after the warning", PAUSE)
         job.update("TimeLimit=UNLIMITED")
         straight = unbroken_losses.result()
     job.wait_for_start(2)
@@ -104,7 +104,7 @@ def test_a_node_dies_and_the_job_goes_on_with_fewer_ranks_then_more(
     assert "start 2, 1 × 2 ranks on node1" in job.said()
     rank = stop_rank(cluster, folder, 1, 30, host="node1")
     cluster.call("start", "node2")
-    until(lambda: "idle" in cluster.call("exec", "sinfo", "--noheader", "--nodes=node2"), "node2 is back")
+    until(lambda: "idle" in cluster.call("exec", "sinfo", "--noheader", "--nodes=node2"), "node2 is back", PAUSE)
     job.control("requeue")
     job.wait_for_start(3)
     assert not rank.alive()
@@ -129,7 +129,7 @@ def test_a_rank_dies_and_a_ghost_writer_behind_a_cut_link_is_fenced_off(
     dead = stop_rank(cluster, folder, 1, 5)  # a rank dies: the step ends, the job goes back to the queue
     restarts = int(job.shown("Restarts"))
     dead.signal("KILL")
-    until(lambda: int(job.shown("Restarts")) > restarts, "the requeue after a dead rank")
+    until(lambda: int(job.shown("Restarts")) > restarts, "the requeue after a dead rank", PAUSE)
 
     # A node is cut off while its ranks are at work. Slurm believes that it is dead, and starts the job elsewhere.
     ghosts = [stop_rank(cluster, folder, 1, 20), found_rank(cluster, folder, 0)]

@@ -24,6 +24,7 @@ STEPS = 60  # of the trainings that are interrupted
 WORDS = (f"pretrain.tokens={STEPS * 1024}", "pretrain.log_interval=5", "pretrain.validation_interval=20")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE"}
 PATIENCE = 400.0  # seconds; a busy machine is several times slower than a quiet one
+PAUSE = 0.5  # seconds between two questions to the controller: each starts five processes beside the ranks
 
 
 def missing() -> str | None:
@@ -121,8 +122,14 @@ class Job:
 
     def end(self) -> str:
         """Wait for its end; returns its state."""
-        until(lambda: self.shown("JobState") in ENDED, f"the end of job {self.identity}\n{self.said()[-4000:]}")
-        return self.shown("JobState")
+        states: list[str] = []
+
+        def ended() -> bool:
+            states.append(self.shown("JobState"))
+            return states[-1] in ENDED
+
+        until(ended, f"the end of job {self.identity}\n{self.said()[-4000:]}", PAUSE)
+        return states[-1]
 
     def wait_for_start(self, number: int) -> None:
         """Wait until its `number`-th start (from 1) is at work."""
