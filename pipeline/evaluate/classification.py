@@ -100,7 +100,7 @@ def classification_metrics(
     found |= calibration(true, probabilities)
     sure = {
         "accuracy": interval(mean, true == chosen),
-        "macro_f1": interval(macro_f1, true, chosen, vectorized=False),
+        "macro_f1": interval(macro_f1_of_resamples, true, chosen),
     }
     return {
         **found,
@@ -131,6 +131,21 @@ def macro_f1(true: Any, chosen: Any) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(true, chosen, average="macro", zero_division=0))
+
+
+def macro_f1_of_resamples(true: Any, chosen: Any, axis: int = -1) -> Any:
+    """`macro_f1` along the last axis, as SciPy calls a statistic: scikit-learn takes some 3 ms for each resample."""
+    true, chosen = np.broadcast_arrays(true, chosen)
+    labels = int(max(true.max(), chosen.max())) + 1
+    rows = true.size // true.shape[axis]
+    first = labels * np.arange(rows).reshape(*true.shape[:-1], 1)  # place of each resample's label 0
+
+    def count(places: Any) -> Any:
+        return np.bincount(places.ravel(), minlength=rows * labels).reshape(*true.shape[:-1], labels)
+
+    hits = count((true + first)[true == chosen])
+    either = count(true + first) + count(chosen + first)
+    return (2 * hits / np.maximum(either, 1)).sum(-1) / (either > 0).sum(-1)
 
 
 def calibration(true: NDArray[np.int64], probabilities: Probabilities) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.evaluate.classification import AVERAGES, macro_f1
+from pipeline.evaluate.classification import AVERAGES, macro_f1, macro_f1_of_resamples
 from pipeline.evaluate.confidence import RESAMPLES, interval, mean, paired_p, ratio
 from pipeline.evaluate.records import Row, read_records
 from pipeline.evaluate.text_metrics import ScoreDifference, bleu_tokenizer, corpus_metrics, rouge
@@ -162,16 +162,16 @@ def _classes(pairs: Pairs) -> Found:
     right = [(side == true).astype(float) for side in (a, b)]
     sure = interval(mean, right[0] - right[1])
 
-    def gap(true: Any, a: Any, b: Any) -> float:
-        return macro_f1(true, a) - macro_f1(true, b)
+    def gap(true: Any, a: Any, b: Any, axis: int = -1) -> Any:
+        return macro_f1_of_resamples(true, a, axis) - macro_f1_of_resamples(true, b, axis)
 
     return {
         "accuracy": _row(float(right[0].mean()), float(right[1].mean()), sure, paired_p(_mean_gap, *right)),
         "macro_f1": _row(
             macro_f1(true, a),
             macro_f1(true, b),
-            interval(gap, true, a, b, vectorized=False),
-            paired_p(lambda a, b: gap(true, a, b), a, b, vectorized=False),
+            interval(gap, true, a, b),
+            paired_p(lambda a, b, axis: gap(true, a, b, axis), a, b),
         ),
     }
 

@@ -10,7 +10,15 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from pipeline.errors import DataError
-from pipeline.evaluate.classification import Probabilities, by_group, calibration, classification_metrics, predict
+from pipeline.evaluate.classification import (
+    Probabilities,
+    by_group,
+    calibration,
+    classification_metrics,
+    macro_f1,
+    macro_f1_of_resamples,
+    predict,
+)
 from pipeline.evaluate.labels_and_numbers import number_metrics, several_labels_metrics
 from pipeline.model.directory import load_model, load_tokenizer
 from pipeline.progress import Progress
@@ -41,6 +49,18 @@ def test_numbers_are_scikit_learns() -> None:
     assert found["per_class"]["c"] == {"precision": 1.0, "recall": 2 / 3, "f1": pytest.approx(0.8), "support": 3}
     assert found["per_class"]["d"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
     assert "auc" not in found  # d never occurs
+
+
+def test_macro_f1_of_many_resamples_is_scikit_learns_of_each() -> None:
+    random = np.random.default_rng(1)
+    for labels, examples in ((1, 3), (2, 5), (7, 40)):
+        true, chosen = random.integers(0, labels, (2, 2, 20, examples))
+        found = macro_f1_of_resamples(true, chosen)
+        assert found.shape == (2, 20)
+        for place in np.ndindex(2, 20):
+            assert found[place] == pytest.approx(macro_f1(true[place], chosen[place]), rel=1e-12)
+        assert macro_f1_of_resamples(true[0, 0], chosen)[1, 3] == pytest.approx(macro_f1(true[0, 0], chosen[1, 3]))
+    assert macro_f1_of_resamples(TRUE, PROBABILITIES.argmax(-1)) == pytest.approx(macro_f1(ACTUAL, PREDICTED))
 
 
 def test_area_under_the_curve_is_scikit_learns() -> None:
