@@ -1,9 +1,9 @@
 """Text to token ids with the fastest encoder that is exact.
 
-gigatoken is 16 to 60 times faster than `tokenizers`, whose ids are the truth here. It is therefore checked against
-`tokenizers` on the first documents it meets and on a fixed share of all others, chosen by a checksum of their text,
-so that what is checked does not depend on which process encodes what. Where it cannot load a tokenizer, or one id
-differs, `tokenizers` takes over and says so.
+gigatoken (fast_encode.py) is 16 to 60 times faster than `tokenizers`, whose ids are the truth here. It is therefore
+checked against `tokenizers` on the first documents it meets and on a fixed share of all others, chosen by a checksum of
+their text, so that what is checked does not depend on which process encodes what. Where it cannot load a tokenizer, or
+one id differs, `tokenizers` takes over and says so.
 
 The text of a special token inside a document (`<|endoftext|>` in a web page) is ordinary text and gets the ids of its
 bytes: a corpus must not be able to end a document or to speak in the assistant's name.
@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-import psutil
 
-from pipeline.cluster.ranks import cores
 from pipeline.errors import DataError
 from pipeline.progress import log
+from pipeline.tokens.fast_encode import FastEncoder
 from pipeline.tokens.special_tokens import end_of_text
 
 Ids = npt.NDArray[np.uint32]
@@ -33,8 +32,6 @@ FIRST_BYTES = 64 * 1024  # text of the first documents on which the two engines 
 CHECK_ONE_IN = 512  # afterwards one document in so many
 CHECK_MAX = 1 << 20  # characters or bytes of one document: `tokenizers` takes a third of a second for it
 SLOW = "tokenizers_only"  # a file that stays beside the tars: gigatoken was caught giving other ids here
-CACHE_BYTES = 512 * 1024 * 1024  # gigatoken's cache only grows: once the process has grown so far, it is made anew
-CACHE_CHECK_BYTES = 8 * 1024 * 1024  # text between two looks at the process's size
 
 
 def read_tokenizer_json(folder: Path) -> str:
@@ -80,10 +77,8 @@ class Encoder:
         self.eos_id: int = eos_id
         self.engine, self.why = "tokenizers", ""
         self.begin(0)
-        self._since_look = self._size_when_new = 0
-        self._fast: Any = None
+        self._fast: FastEncoder | None = None
         self._json = _without_special_tokens(tokenizer_json)
-        self._parallel = None if cores() > 1 else False  # None: as it likes; a pool of one thread is a detour
         if fast:
             self._start_fast()
 
@@ -119,18 +114,11 @@ class Encoder:
         """
         if self._fast is None:
             return self._encode_reference(texts)
-        # encode_batch gives an awkward array; its buffers are taken as they are
-        layout = self._fast.encode_batch(texts, parallel=self._parallel).layout if texts else None
-        if layout is None:
-            return np.empty(0, np.uint32), np.empty(0, np.int64)
-        offsets = np.asarray(layout.offsets.data, dtype=np.int64)
-        ids = np.asarray(layout.content.data, dtype=np.uint32)[offsets[0] : offsets[-1]]
-        ends = offsets[1:] - offsets[0]
+        ids, ends = self._fast.encode(texts)
         if not self._agrees(texts, ids, ends):
-            self._fall_back("gigatoken gave other ids than tokenizers for a document")
+            self._fall_back("the fast encoder gave other ids than tokenizers for a document")
             self.differed += 1
             return self._encode_reference(texts)
-        self._recycle(sum(map(len, texts)))
         return ids, ends
 
     def decode(self, ids: npt.NDArray[Any]) -> str:
@@ -176,29 +164,15 @@ class Encoder:
 
     def _start_fast(self) -> None:
         try:
-            import gigatoken
-
-            self._fast = gigatoken.Tokenizer.from_json(self._json)
-        except Exception as error:  # its Rust side raises several kinds for what it does not know
+            self._fast = FastEncoder(self._json, self.reference_ids)
+        except Exception as error:  # gigatoken's Rust side raises several kinds for what it does not know
             self._fall_back(f"gigatoken cannot load this tokenizer ({' '.join(str(error).split())})")
             return
-        self.engine, self._since_look, self._size_when_new = "gigatoken", 0, 0
+        self.engine = "gigatoken"
 
     def _fall_back(self, why: str) -> None:
         self._fast, self.engine, self.why = None, "tokenizers", why
         log.warning(f"encoding with tokenizers, slower: {why}")
-
-    def _recycle(self, characters: int) -> None:
-        """Begin with an empty cache once the process has grown by CACHE_BYTES; a new one starts in milliseconds."""
-        self._since_look += characters
-        if self._since_look < CACHE_CHECK_BYTES and self._size_when_new:
-            return
-        self._since_look = 0
-        size = psutil.Process().memory_info().rss
-        self._size_when_new = self._size_when_new or size
-        if size - self._size_when_new > CACHE_BYTES:
-            self._fast = None  # freed before the new one is made
-            self._start_fast()
 
 
 def with_end_of_text(

@@ -4,7 +4,7 @@ Consecutive text tars of a source that hold about `shard_tokens` tokens are one 
 and then, as its receipt, `tasks/<part>-<source>-<number>.json`; with `shuffle` it writes half-shuffled documents, and
 when all have, tasks of a second kind make the tars of them (shuffle.py). Tasks run in any order in any number of
 processes and a killed run goes on with those that lack a receipt, so the bytes do not depend on either. index.json
-comes last. Memory of a process: one member (`member_tokens`) three times, and CACHE_BYTES of the encoder.
+comes last. Memory of a process: one member (`member_tokens`) three times, and CACHE_BYTES of the fast encoder.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from pipeline.tokens.token_tars import (
 from pipeline.tracking import Tracker
 
 RECEIPTS = "tasks"
-DIFFERED = "gigatoken gave other ids than tokenizers for a document of this text"
+DIFFERED = "the fast encoder gave other ids than tokenizers for a document of this text"
 BATCH_BYTES = 4 << 20  # of text that is encoded at once
 
 Ids = npt.NDArray[Any]
@@ -154,7 +154,9 @@ def encode_all(chosen: Sequence[Task], recipe: Recipe, folder: Path, encoder: En
         work = partial(encode_task, recipe=recipe, folder=folder, encoder=encoder if processes == 1 else None)
         with progress("tokenize", total, start=start) as bar, Workers(processes) as workers:
             if not all(workers.run(work, left, bar)):
-                log.warning("gigatoken gave other ids than tokenizers on this text; encoding all of it with tokenizers")
+                log.warning(
+                    "the fast encoder gave other ids than tokenizers on this text; encoding all of it with tokenizers"
+                )
     return count
 
 

@@ -24,6 +24,7 @@ from pipeline.recipe import Recipe, TokenizerSettings
 from pipeline.tokens.chat_template import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL_TOKENS, TURN_END, TURN_START
 from pipeline.tokens.encode import Encoder
 from pipeline.tokens.given_tokenizer import take_over
+from pipeline.tokens.pre_tokenizers import pre_tokenizer
 from pipeline.tokens.sample import sample_documents
 from pipeline.tokens.text_sizes import text_bytes
 from pipeline.tokens.tokenizer_check import REPORT, check, check_without_text, report
@@ -31,10 +32,6 @@ from pipeline.tracking import Tracker
 
 MIN_PAIR_COUNT = 2  # a pair seen once is no regularity of the language
 LONGEST_RUN = 256  # letters, signs or blanks in training text; the trainer's time grows with the length of a word
-
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)" + _WORDS  # character for character as published: gigatoken knows them by that
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def run(recipe: Recipe, work: Work, tracker: Tracker) -> Manifest:
@@ -96,7 +93,7 @@ def train(sizes: Mapping[Path, float], settings: TokenizerSettings, folder: Path
     if not sizes:
         raise DataError("all text is held out, none is left to train a tokenizer on; lower corpus.validation")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer(settings.pretokenizer)
+    tokenizer.pre_tokenizer = pre_tokenizer(settings.pretokenizer)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size,
@@ -153,13 +150,3 @@ def cut_long_runs(text: str) -> str:
     if max(map(len, text.split()), default=0) <= LONGEST_RUN and " " * LONGEST_RUN not in text:
         return text
     return _RUN.sub(r"\g<0>\n", text)
-
-
-def _pre_tokenizer(name: str) -> Any:
-    """The published pre-tokenizer, in the form in which its own tokenizer.json has it."""
-    from tokenizers import Regex, pre_tokenizers
-
-    if name == "gpt2":
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    split = pre_tokenizers.Split(Regex({"llama3": LLAMA3, "qwen2": QWEN2}[name]), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

@@ -65,7 +65,9 @@ def prepare(task: FinetuneTask, name: str, text: Path, folder: Path, base: Path)
         remove_temporary(folder)
         receipts = _encode_all(task, files, held_out, folder, base)
         while receipts is None:
-            log.warning(f"finetune.{name}: gigatoken gave other ids than tokenizers; all is encoded with tokenizers")
+            log.warning(
+                f"finetune.{name}: the fast encoder gave other ids than tokenizers; all is encoded with tokenizers"
+            )
             receipts = _encode_all(task, files, held_out, folder, base)
         _commit(receipts, name, task, folder, Encoder.open(base, fast=False))
     index = read_index(folder)

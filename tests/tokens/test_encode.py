@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.recipe import Recipe
-from pipeline.tokens import encode
+from pipeline.tokens import bpe_tables, fast_encode
 from pipeline.tokens.encode import Encoder
+from pipeline.tokens.fast_encode import is_chinese
 from pipeline.tokens.special_tokens import special_token
 
 
@@ -77,7 +80,7 @@ def test_another_id_makes_tokenizers_take_over(
         rows = encoder.encode(documents["python"])
     assert [row.tolist() for row in rows] == encoder.reference_ids(documents["python"])
     assert (encoder.engine, encoder.differed) == ("tokenizers", 1)
-    assert "gigatoken gave other ids" in encoder.why
+    assert "the fast encoder gave other ids" in encoder.why
 
 
 def test_documents_are_checked_long_after_the_first(folder: Path) -> None:
@@ -108,16 +111,62 @@ def test_an_unknown_pre_tokenizer_falls_back(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_grown_cache_is_thrown_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "CACHE_BYTES", -1)
-    monkeypatch.setattr(encode, "CACHE_CHECK_BYTES", 0)
+    monkeypatch.setattr(fast_encode, "CACHE_BYTES", -1)
+    monkeypatch.setattr(fast_encode, "CACHE_CHECK_BYTES", 0)
     encoder = Encoder.open(folder)
-    engines = set()
     wanted = encoder.reference_ids(["some text"])
     for _ in range(3):
         assert [row.tolist() for row in encoder.encode(["some text"])] == wanted
-        engines.add(id(encoder._fast))
     assert encoder.engine == "gigatoken"
-    assert encoder._size_when_new == 0  # made anew a moment ago
+    assert encoder._fast is not None
+    assert encoder._fast._size_when_new == 0  # made anew a moment ago
+
+
+CHINESE = "的一是在不了，有和人这。" * 40
+MIXED = [CHINESE, "English, and much of it. " * 30, "", "中" * 500, CHINESE + " it's", "one word 的"]
+
+
+def test_chinese_goes_to_the_compiled_encoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_encode, "COMPILED_AFTER", 1)
+    encoder = Encoder.open(folder)
+    texts = [text.encode() for text in MIXED]
+    assert [is_chinese(text) for text in texts] == [True, False, False, True, True, False]
+    assert not is_chinese(CHINESE)  # a str
+    wanted = encoder.reference_ids(texts)
+    for _ in range(2):
+        ids, ends = encoder.encode_batch(texts)
+        assert [row.tolist() for row in np.split(ids, ends[:-1])] == wanted
+    assert encoder._fast is not None and encoder._fast._compiled is not None
+    taken: list[bytes] = []
+    inner = encoder._fast._compiled.encode
+    monkeypatch.setattr(encoder._fast._compiled, "encode", lambda *words: taken.extend(words[0]) or inner(*words))
+    gigatoken: list[bytes] = []
+    outer = encoder._fast._with_gigatoken
+    monkeypatch.setattr(encoder._fast, "_with_gigatoken", lambda some: gigatoken.extend(some) or outer(some))
+    for some in (texts, texts[:1], texts[1:3], texts[3:4]):
+        ids, ends = encoder._fast.encode(some)
+        assert [row.tolist() for row in np.split(ids, ends[:-1])] == encoder.reference_ids(some)
+    assert taken == [texts[0], texts[3], texts[4], texts[0], texts[3]]
+    refused = texts[3]  # a word of 1,500 bytes
+    assert gigatoken == [texts[1], texts[2], refused, texts[5], texts[1], texts[2], refused]
+
+
+def test_a_compiled_encoder_that_errs_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(value: dict[str, Any]) -> Any:
+        tables = bpe_tables.read_tables(value)
+        assert tables is not None
+        return dataclasses.replace(tables, digits=1, byte_ids=np.roll(tables.byte_ids, 1))
+
+    monkeypatch.setattr(fast_encode, "COMPILED_AFTER", 1)
+    monkeypatch.setattr(fast_encode, "read_tables", wrong)
+    encoder = Encoder.open(folder)
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        ids, _ = encoder.encode_batch([CHINESE.encode()])
+    assert ids.tolist() == encoder.reference_ids([CHINESE])[0]
+    assert "compiled BPE gave other ids than tokenizers" in caplog.text
+    assert encoder.engine == "gigatoken" and encoder._fast is not None and encoder._fast._compiled is None
 
 
 def test_bad_folders(folder: Path, tmp_path: Path) -> None:

@@ -170,12 +170,17 @@ def ours(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """The stage."""
     from pipeline import stages
     from pipeline.manifest import Work
+    from pipeline.tokens.bpe_tables import read_tables
+    from pipeline.tokens.compiled_bpe import CompiledBpe
     from pipeline.tokens.token_tars import read_index
     from pipeline.tracking import Tracker
 
     for library in ("awkward", "gigatoken", "tokenizers"):  # the stage imports them late, the others' before they begin
         importlib.import_module(library)
     folder, shuffle = Path(settings["folder"]), settings.get("shuffle", False)
+    known = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")) | {"added_tokens": []}
+    if (tables := read_tables(known)) is not None:
+        CompiledBpe(tables).encode([b"a"])  # compiled functions are loaded
     recipe = _recipe(folder, tokenize={"workers": settings["threads"], "shuffle": shuffle})
     stage = stages.load_stage(stages.stages(recipe)["tokenize"])
     out = folder / ("tokens-shuffled" if shuffle else "tokens-ours")
