@@ -69,31 +69,38 @@ def ranks(
     return [parts[rank][step] for step in range(steps) for rank in range(world)], states[0]
 
 
-worlds = st.sampled_from([1, 2, 3, 4, 8])
+STARTS = st.tuples(st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([0, 1, 3]), st.integers(1, 12))
 
 
-@given(st.lists(st.tuples(worlds, st.integers(1, 12)), min_size=3, max_size=3))
+@given(st.lists(STARTS, min_size=3, max_size=3))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_restarted_twice_on_any_world_across_epochs(data: TokenData, starts: list[tuple[int, int]]) -> None:
+def test_restarted_twice_on_any_world_with_any_workers_across_epochs(
+    data: TokenData, starts: list[tuple[int, int, int]]
+) -> None:
     """An epoch has 45 windows or so: most runs cross its end."""
     found: list[torch.Tensor] = []
     state = None
-    for world, steps in starts:
-        pieces, state = ranks(data, world, 0, state, steps)
+    for world, workers, steps in starts:
+        pieces, state = ranks(data, world, workers, state, steps)
         found += pieces
     whole = torch.cat(found)
     assert state is not None and state["windows"] == len(whole)
     assert torch.equal(whole, reference(data, 0, len(whole)))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing(data: TokenData, workers: int) -> None:
-    first, state = ranks(data, 2, workers, None, 5)
-    second, state = ranks(data, 1, 0, state, 2)
-    third, state = ranks(data, 1, workers, state, 4)
-    whole = torch.cat([*first, *second, *third])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_each_world_with_each_number_of_workers(data: TokenData, world: int, workers: int) -> None:
+    """Restarted twice, the second time in the next epoch."""
+    steps = [7, 2, 50 // (2 * world) + 1]
+    found: list[torch.Tensor] = []
+    state = None
+    for count in steps:
+        pieces, state = ranks(data, world, workers, state, count)
+        found += pieces
+    whole = torch.cat(found)
     assert torch.equal(whole, reference(data, 0, len(whole)))
-    assert state["windows"] == len(whole) == 32
+    assert state is not None and state["windows"] == len(whole) == 2 * world * sum(steps) > 60
 
 
 @pytest.mark.parametrize("workers", [0, 2])
