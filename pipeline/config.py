@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import RecipeError
+from pipeline.printable import without_secrets
 from pipeline.recipe import Recipe
 
 PACKAGE = Path(str(resources.files("pipeline")))
@@ -74,6 +75,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or not key:
             raise RecipeError(f"'{word}' is not of the form key=value, such as pretrain.tokens=2000000")
         _merge(values, _nested(key.split("."), _value(word, text)), (), places, f"the command line ({word})")
+    _refuse_passwords(values, (), places)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -211,7 +213,7 @@ def _explain(error: ValidationError, places: Places) -> str:
     # An unknown key explains most other errors (a misspelt required key is "missing" too): name it first.
     detail = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
     key = _without_tags(detail["loc"])
-    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), "the recipe")
+    place = _place(key, places)
     dotted = ".".join(map(str, key)) or "the recipe"
     if detail["type"] == "extra_forbidden":
         choices = _fields(detail["loc"][:-1])
@@ -229,6 +231,28 @@ def _explain(error: ValidationError, places: Places) -> str:
         expected = str(detail["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         hint = _nearest(given, expected)
     return f"{place}: {dotted}{shown}: {message}{hint}"
+
+
+_PASSWORD = re.compile(r"\S*\w://[^/\s:@]*:[^/\s]+@\S*")  # a URL with one
+
+
+def _refuse_passwords(value: Any, key: Key, places: Places) -> None:
+    """What a recipe says is kept in the run's folder and its manifests. Raises: RecipeError, without the password."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_passwords(inner, (*key, name), places)
+    elif isinstance(value, str) and _PASSWORD.fullmatch(value):
+        where = f"{without_secrets(_place(key, places))}: {'.'.join(map(str, key))}"
+        raise RecipeError(
+            f"{where}: a recipe is kept with all that is made of it, and must hold no password; "
+            "give the URL alone, and the password as fsspec reads it: in the environment, such as "
+            "FSSPEC_FTP_PASSWORD=…, or in a file in ~/.config/fsspec"
+        )
+
+
+def _place(key: Key, places: Places) -> str:
+    """Where a key was set, or the part of the recipe that it is in."""
+    return next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), "the recipe")
 
 
 _TAGS = {"python_docs", "text", "jsonl", "parquet", "huggingface"}  # pydantic puts a union's tag into the path

@@ -106,6 +106,21 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: tuple[str, ...
     assert expected in refused(write(tmp_path, text), *words)
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://me:hidden@host/a", "simplecache::ftp://:hid@den@host", "s3://key:hidden@bucket/*"]
+)
+def test_a_password_in_a_recipe_is_refused_and_not_said(tmp_path: Path, url: str) -> None:
+    plain = "corpus:\n  sources:\n    - {name: a, type: text, path: x}\n"
+    for told in (
+        refused(write(tmp_path, plain.replace("path: x", f"path: '{url}'"))),
+        refused(write(tmp_path, plain), f"corpus.sources.0.path={url}"),
+    ):
+        assert "corpus.sources.0.path: a recipe is kept with all that is made of it, and must hold no password" in told
+        assert "hid" not in told
+    for good in ("ftp://host/a", "s3://bucket/a@b", "http://host:80/a:b@c", "see ftp://me:word@host", "a:b@c"):
+        assert load_recipe(write(tmp_path, plain), [f"corpus.sources.0.path='{good}'"])
+
+
 def test_recipes_that_are_not_there_are_named() -> None:
     assert "did you mean 'demo'?" in refused("demp")
     assert "no such file" in refused("nowhere/my.yaml")
