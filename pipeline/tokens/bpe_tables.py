@@ -23,7 +23,7 @@ Bytes = npt.NDArray[np.uint8]
 UNKNOWN, LETTER, NUMBER, NEWLINE, SPACE, BLANK, SIGN = range(7)  # of characters; SPACE is one, BLANK all other such
 CODES = 0x30000  # code points of which the kind is known; those beyond are hardly used
 MOST_WORDS, MOST_MERGES = 1 << 20, 1 << 21  # that fit into a slot of the table and into a rank with its place
-_FOLDED = (0x017F, 0xFB05, 0xFB06)  # are an s, or begin with one, where case does not count
+_LONG_S = 0x017F  # is an s behind an apostrophe, as case does not count there
 
 _KEEPS = {LLAMA3: 3, QWEN2: 1}  # digits of a word
 _BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # that byte-level BPE writes as themselves
@@ -36,22 +36,23 @@ _TO_LATIN = str.maketrans({letter: chr(byte) for letter, byte in _BYTE_OF.items(
 class Tables:
     """digits: of which a word of digits consists at most; byte_ids (256,): the token of each byte; characters (65536,):
     of each character of two or three bytes, or -1 where it has none; whole_at (65536,): the last rank that it takes;
-    parted_at (2, 256, 256): the first rank at which a part of the character on the left, on the right, is taken over
-    the border between its last byte and the first of the next, or MOST_MERGES; pairs (merges, 2): the tokens that are
-    merged, by rank; made (merges,): into which."""
+    left_at, right_at (256, 256): the first rank at which a part of the character on that side is taken over a border,
+    by the bytes on its left and its right, or MOST_MERGES; pairs (merges, 2): the tokens that are merged, by rank; made
+    (merges,): into which."""
 
     digits: int
     byte_ids: Integers
     characters: Integers
     whole_at: Integers
-    parted_at: Integers
+    left_at: Integers
+    right_at: Integers
     pairs: Integers
     made: Integers
 
 
 def read_tables(tokenizer: dict[str, Any]) -> Tables | None:
-    """The tables of a tokenizer.json; None where its rules are not plain byte-level BPE over the words of Llama 3 or
-    Qwen 2, or something in it is not as a trained vocabulary has it."""
+    """The tables of a tokenizer.json; None where its rules are not plain byte-level BPE over words as the patterns of
+    Llama 3 and Qwen 2 split them, or something in it is not as a trained vocabulary has it."""
     digits, model = _digits(tokenizer), tokenizer["model"]
     if digits is None or tokenizer.get("normalizer") or tokenizer.get("added_tokens") or model.get("type") != "BPE":
         return None
@@ -60,6 +61,8 @@ def read_tables(tokenizer: dict[str, Any]) -> Tables | None:
         return None
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     written = model["vocab"]
+    if len({*written.values()}) < len(written) or max(written.values()) >= MOST_WORDS or len(merges) > MOST_MERGES:
+        return None
     try:
         pairs = np.array([(written[a], written[b]) for a, b in merges], np.int32).reshape(-1, 2)
         made = np.array([written[a + b] for a, b in merges], np.int32)
@@ -67,7 +70,7 @@ def read_tables(tokenizer: dict[str, Any]) -> Tables | None:
         texts = [(_bytes(a), _bytes(b)) for a, b in merges]
     except (KeyError, UnicodeEncodeError):
         return None
-    if max(written.values()) >= MOST_WORDS or len(merges) > MOST_MERGES or len(np.unique(pairs, axis=0)) < len(merges):
+    if len(np.unique(pairs, axis=0)) < len(merges) or not all(a and b for a, b in texts):
         return None
     ranks = {pair: rank for rank, pair in enumerate(map(tuple, pairs.tolist()))}
     used: dict[int, int] = {}  # the first merge that a token is part of
@@ -79,12 +82,12 @@ def read_tables(tokenizer: dict[str, Any]) -> Tables | None:
         found = _merged([int(byte_ids[byte]) for byte in token], ranks, made)
         if found and found[1] < used.get(found[0], len(merges)):
             characters[ord(token.decode())], whole_at[ord(token.decode())] = found
-    return Tables(digits, byte_ids.astype(np.int32), characters, whole_at, _parted_at(texts), pairs, made)
+    return Tables(digits, byte_ids.astype(np.int32), characters, whole_at, *_taken_at(texts), pairs, made)
 
 
 @lru_cache(maxsize=1)
 def kinds_of_characters() -> Bytes:
-    """The kind of each code point, (CODES,), as the regular expressions of `tokenizers` see it; a third of a second."""
+    """The kind of each code point, (CODES,), as the regular expressions of `tokenizers` see it; half a second."""
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
@@ -99,7 +102,7 @@ def kinds_of_characters() -> Bytes:
         kinds[codes[matched]] = kind
     kinds[[ord("\r"), ord("\n")]] = NEWLINE
     kinds[ord(" ")] = SPACE
-    kinds[[*_FOLDED]] = UNKNOWN
+    kinds[_LONG_S] = UNKNOWN
     return kinds
 
 
@@ -143,8 +146,8 @@ def _merged(ids: list[int], ranks: dict[tuple[int, ...], int], made: npt.NDArray
     return ids[0], last
 
 
-def _parted_at(merges: list[tuple[bytes, bytes]]) -> Integers:
-    """At which rank a part of a character is taken over a border, by the bytes that it lies between."""
+def _taken_at(merges: list[tuple[bytes, bytes]]) -> Integers:
+    """At which rank a part of a character is taken over a border, on the left and on the right, (2, 256, 256)."""
     first = np.full((2, 256, 256), MOST_MERGES, np.int32)
     for rank, tokens in enumerate(merges):
         if tokens[1][0] & 0xC0 != 0x80:  # the right one begins with a character

@@ -42,7 +42,8 @@ _D, _E, _L, _M, _R, _S, _T, _V = b"delmrstv"
 
 
 class CompiledBpe:
-    """The encoder of one tokenizer. Memory: its tables, a few megabytes; 12 bytes a byte of the texts of a call."""
+    """The encoder of one tokenizer. Memory: a few megabytes of tables, 12 bytes a byte of the texts of a call, and some
+    200 MB of numba once a process."""
 
     def __init__(self, tables: Tables) -> None:
         slots = 1 << (2 * len(tables.pairs)).bit_length()
@@ -50,7 +51,7 @@ class CompiledBpe:
         _fill(self._slots, tables.pairs)
         self._tables: tuple[Any, ...] = (
             *(kinds_of_characters(), tables.digits, tables.byte_ids, tables.characters),
-            *(tables.whole_at, *tables.parted_at, self._slots, tables.made),
+            *(tables.whole_at, tables.left_at, tables.right_at, self._slots, tables.made),
         )
 
     def encode(
@@ -59,10 +60,13 @@ class CompiledBpe:
         """The ids of the texts in one array, each one's exclusive end in it, and which are refused: they have no ids
         here, as they hold a word of more than LONGEST bytes or a character that is not known.
 
-        texts: UTF-8, one at least.
+        texts: UTF-8.
         """
+        if not texts:
+            return np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0, np.bool_)
         ends = np.cumsum([len(text) for text in texts])
         cuts = np.unique(np.searchsorted(ends, np.linspace(0, ends[-1], _pieces(int(ends[-1]), threads) + 1)[1:]) + 1)
+        cuts[-1] = len(texts)  # empty ones at the end too
         pieces = [texts[start:end] for start, end in zip((0, *cuts[:-1]), cuts, strict=True)]
         if len(pieces) == 1:
             return self._encode(texts)

@@ -22,16 +22,14 @@ import orjson
 
 from pipeline.errors import DataError
 from pipeline.progress import log
-from pipeline.tokens.fast_encode import FastEncoder
+from pipeline.tokens.fast_encode import CHECK_MAX, FIRST_BYTES, FastEncoder
 from pipeline.tokens.special_tokens import end_of_text
 
 Ids = npt.NDArray[np.uint32]
 Ends = npt.NDArray[np.int64]
 
-FIRST_BYTES = 64 * 1024  # text of the first documents on which the two engines are compared
 CHECK_ONE_IN = 512  # afterwards one document in so many
-CHECK_MAX = 1 << 20  # characters or bytes of one document: `tokenizers` takes a third of a second for it
-SLOW = "tokenizers_only"  # a file that stays beside the tars: gigatoken was caught giving other ids here
+SLOW = "tokenizers_only"  # a file that stays beside the tars: the fast encoder was caught giving other ids here
 
 
 def read_tokenizer_json(folder: Path) -> str:
@@ -53,9 +51,10 @@ def read_tokenizer_json(folder: Path) -> str:
 class Encoder:
     """Encodes documents; no special token is added or recognised.
 
-    engine: `gigatoken` or `tokenizers`; why: the reason where it is the latter; vocab_size: largest id + 1;
-    eos_id: id of the token that ends a text; differed: documents on which gigatoken was caught giving other ids (the
-    documents before them were not all checked: encode again what must be exact); checked: documents compared.
+    engine: `gigatoken` (and what fast_encode.py has beside it) or `tokenizers`; why: the reason where it is the latter;
+    vocab_size: largest id + 1; eos_id: id of the token that ends a text; differed: documents on which the fast encoder
+    was caught giving other ids (those before them were not all checked: encode again what must be exact); checked:
+    documents compared.
     """
 
     def __init__(self, tokenizer_json: str, eos_token: str | None, where: str, fast: bool = True) -> None:
@@ -110,12 +109,12 @@ class Encoder:
     def encode_batch(self, texts: list[str] | list[bytes]) -> tuple[Ids, Ends]:
         """The ids of all texts in one array, and the exclusive end of each text's ids in it: no Python work a token.
 
-        texts: as bytes they must be UTF-8; gigatoken takes these as they are.
+        texts: as bytes they must be UTF-8, and go to the encoders as they are.
         """
         if self._fast is None:
             return self._encode_reference(texts)
         ids, ends = self._fast.encode(texts)
-        if not self._agrees(texts, ids, ends):
+        if self._fast.erred or not self._agrees(texts, ids, ends):
             self._fall_back("the fast encoder gave other ids than tokenizers for a document")
             self.differed += 1
             return self._encode_reference(texts)

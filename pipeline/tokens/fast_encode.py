@@ -2,8 +2,8 @@
 
 gigatoken's cache only grows: once the process has grown by CACHE_BYTES it is made anew, in milliseconds. Text of which
 three tenths are Chinese characters or kana, words that hardly ever come again, goes to compiled functions once there
-was enough of it to be worth loading them; they refuse what they do not know, and gigatoken takes that. Which of the two
-encodes a text never changes its ids.
+was enough of it to be worth loading them and some of it was compared with `tokenizers`; they refuse what they do not
+know, and gigatoken takes that. Which of the two encodes a text never changes its ids.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import psutil
 
 from pipeline.cluster.ranks import cores
 from pipeline.corpus.document import in_batches_of
-from pipeline.progress import log
 from pipeline.tokens.bpe_tables import read_tables
 
 if TYPE_CHECKING:
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
 CACHE_BYTES = 512 * 1024 * 1024
 CACHE_CHECK_BYTES = 8 * 1024 * 1024  # text between two looks at the process's size
 COMPILED_AFTER = 8 * 1024 * 1024  # bytes of Chinese and Japanese, which take gigatoken half a second
-COMPARED = 64 * 1024  # bytes of it that are compared with `tokenizers` before any other
+FIRST_BYTES = 64 * 1024  # text that is compared with `tokenizers` before any other
+CHECK_MAX = 1 << 20  # characters or bytes of one text that is compared: `tokenizers` takes a third of a second for it
 _FIRST, _LAST = 0xE3, 0xE9  # bytes that characters from U+3000 to U+9FFF begin with, three bytes each
 
 Ids = npt.NDArray[np.uint32]
@@ -38,7 +38,11 @@ Texts = list[str] | list[bytes]
 
 
 class FastEncoder:
-    """The ids of texts, no token of which is special. Memory: CACHE_BYTES, and 12 bytes a byte of a call's texts."""
+    """The ids of texts, no token of which is special. Memory: CACHE_BYTES, 12 bytes a byte of a call's texts, and where
+    the compiled encoder is loaded 200 MB.
+
+    erred: the compiled encoder was caught giving other ids than `tokenizers`; here it was not used, but others may.
+    """
 
     def __init__(self, tokenizer_json: str, reference: Callable[[Sequence[bytes]], list[list[int]]]) -> None:
         """tokenizer_json: without special tokens; reference: the truth, for the first text of the compiled encoder.
@@ -46,8 +50,11 @@ class FastEncoder:
         Raises: whatever gigatoken raises for a tokenizer that it does not know.
         """
         self._json, self._reference = tokenizer_json, reference
-        self._chinese = 0  # bytes seen until the compiled encoder is loaded, or found not to know this tokenizer
+        self.erred = False
         self._compiled: CompiledBpe | None = None
+        self._candidate: CompiledBpe | None = None  # not compared yet
+        self._decided = False  # whether there is a compiled encoder for this tokenizer
+        self._chinese = self._compared = 0  # bytes, until that is decided
         alone = multiprocessing.parent_process() is None  # workers have a core each
         self._threads = cores() if alone else 1
         self._parallel = None if cores() > 1 else False  # None: as it likes; a pool of one thread is a detour
@@ -104,28 +111,34 @@ class FastEncoder:
     # --- the compiled encoder ----------------------------------------------------------------------------------------
 
     def _wanted(self, texts: Texts) -> npt.NDArray[np.bool_]:
-        """Which texts are for the compiled encoder; loads it when there were enough."""
+        """Which texts are for the compiled encoder; tries it when there were enough."""
         wanted = np.fromiter(map(is_chinese, texts), np.bool_, len(texts))
-        if self._chinese < COMPILED_AFTER and wanted.any():
+        if not self._decided and wanted.any():
             chosen = _those(texts, wanted)
             self._chinese += sum(map(len, chosen))
             if self._chinese >= COMPILED_AFTER:
-                self._compiled = self._load(chosen)
+                self._try(chosen)
         return wanted
 
-    def _load(self, texts: list[bytes]) -> CompiledBpe | None:
-        """The compiled encoder, if it knows this tokenizer and gives the ids of `tokenizers` for some of the texts."""
-        if (tables := read_tables(orjson.loads(self._json))) is None:
-            return None
-        from pipeline.tokens.compiled_bpe import CompiledBpe  # numba
+    def _try(self, texts: list[bytes]) -> None:
+        """Use the compiled encoder once it knows this tokenizer and gave the ids of `tokenizers` for enough text."""
+        if self._candidate is None:
+            tables = read_tables(orjson.loads(self._json))
+            if tables is None:
+                self._decided = True
+                return
+            from pipeline.tokens.compiled_bpe import CompiledBpe  # numba
 
-        made, some = CompiledBpe(tables), next(iter(in_batches_of(texts, COMPARED, len)))
-        ids, ends, refused = made.encode(some)
-        for row, wanted, is_refused in zip(np.split(ids, ends[:-1]), self._reference(some), refused, strict=True):
-            if not is_refused and row.tolist() != wanted:
-                log.warning("compiled BPE gave other ids than tokenizers for Chinese text; gigatoken encodes it")
-                return None
-        return made
+            self._candidate = CompiledBpe(tables)
+        some = next(in_batches_of([text for text in texts if len(text) <= CHECK_MAX], FIRST_BYTES, len), [])
+        ids, ends, refused = self._candidate.encode(some)
+        self._size_when_new = 0  # what was loaded is no cache of gigatoken's
+        taken, rows = _those(some, ~refused), _those(np.split(ids, ends)[:-1], ~refused)
+        self.erred = [row.tolist() for row in rows] != self._reference(taken)
+        self._compared += sum(map(len, taken))
+        self._decided = self.erred or self._compared >= FIRST_BYTES
+        if self._decided and not self.erred:
+            self._compiled = self._candidate
 
 
 def _those(texts: Sequence[Any], wanted: npt.NDArray[np.bool_]) -> list[Any]:

@@ -338,7 +338,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 def remove_strays(folder: Path, index: Index) -> None:
-    """Delete tars that gigatoken made before it was caught, where `tokenizers` made fewer of a task."""
+    """Delete tars that the fast encoder made before it was caught, where `tokenizers` made fewer of a task."""
     known = {shard.file for shard in index.shards()}
     for part in index.parts:
         for path in (folder / part).glob("*.tar"):

@@ -31,7 +31,8 @@ from pipeline.files import write_json
 from pipeline.manifest import Manifest, Output, Work
 from pipeline.progress import log, progress
 from pipeline.recipe import Recipe
-from pipeline.tokens.encode import CHECK_ONE_IN, FIRST_BYTES, SLOW, Encoder, read_tokenizer_json, with_end_of_text
+from pipeline.tokens.encode import CHECK_ONE_IN, SLOW, Encoder, read_tokenizer_json, with_end_of_text
+from pipeline.tokens.fast_encode import FIRST_BYTES
 from pipeline.tokens.imports.documents import read_documents, token_sizes
 from pipeline.tokens.plan import PARTS, Task, open_import, plan
 from pipeline.tokens.shuffle import Spill, SpillWriter, Tar, make_tar, plan_tars, read_tar
@@ -142,7 +143,7 @@ def _done(task: Task, folder: Path) -> Receipt:
 
 
 def encode_all(chosen: Sequence[Task], recipe: Recipe, folder: Path, encoder: Encoder) -> int:
-    """Do those of the tasks that have no receipt yet; once gigatoken is caught giving wrong ids, with `tokenizers`.
+    """Do those of the tasks that have no receipt yet; once the fast encoder gave wrong ids, with `tokenizers`.
 
     encoder: for the tasks that this very process does; other processes open their own. Returns how many were done.
     """
@@ -163,9 +164,9 @@ def encode_all(chosen: Sequence[Task], recipe: Recipe, folder: Path, encoder: En
 def encode_task(
     task: Task, advance: Callable[[int], None], recipe: Recipe, folder: Path, encoder: Encoder | None = None
 ) -> bool:
-    """Text tars in, token tars (or a spill, to be shuffled) and the receipt out. Returns False when gigatoken was
-    caught giving wrong ids: then a mark is left, with which no receipt of gigatoken's counts any more, whichever task
-    or machine it is of."""
+    """Text tars in, token tars (or a spill, to be shuffled) and the receipt out. Returns False when the fast
+    encoder was caught giving wrong ids: then a mark is left, with which no receipt of it (`gigatoken`) counts any more,
+    whichever task or machine it is of."""
     encoder = encoder or _encoder(recipe, folder)
     encoder.begin(recipe.seed)
     dtype, settings = token_dtype(encoder.vocab_size), recipe.tokenize
@@ -222,7 +223,7 @@ def _documents(
 
 
 def read_receipt(task: Task, folder: Path) -> Receipt | None:
-    """What a task made; None where it is not done, or was done by gigatoken that erred here."""
+    """What a task made; None where it is not done, or was done by a fast encoder that erred here."""
     try:
         receipt: Receipt = json.loads(task.receipt(folder / RECEIPTS).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -137,7 +137,7 @@ def _held_out(task: FinetuneTask, files: list[File]) -> set[int]:
 def _encode_all(
     task: FinetuneTask, files: list[File], held_out: set[int], folder: Path, base: Path
 ) -> list[dict[str, Any]] | None:
-    """The receipts of all files; None when gigatoken was caught: what it made does not count any more."""
+    """The receipts of all files; None when the fast encoder was caught: what it made does not count any more."""
     encoder = Encoder.open(base, fast=not (folder / SLOW).exists())
     receipts = []
     with progress("encoding", sum(file.bytes for file in files), "B") as bar:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from pipeline.tokens import compiled_bpe
+from pipeline.tokens import bpe_tables, compiled_bpe
 from pipeline.tokens.bpe_tables import MOST_MERGES, read_tables
 from pipeline.tokens.compiled_bpe import LONGEST, CompiledBpe
 from pipeline.tokens.pre_tokenizers import pre_tokenizer
@@ -23,7 +23,7 @@ COMMON = (
 )
 RARE = "龘齉爨鱻麤龖"
 MARKS = "，。、！？：；“”（）《》 \n"
-ODD = "'sStrRevmlLd09٣½ \t\n\r\u00a0\u0085\u2028\u3000，。“”、-_()é\u0301ßñкатかなカナ한글ไทย"
+ODD = "'sStrRevmlLd09٣½ \t\n\r\u00a0\u0085\u2028\u3000，。“”、-_()é\u0301ßñкатかなカナ한글ไทยﬅﬆK"
 ODD += "的一是在龘\U0001f600\U0001f1e8\U00020000"
 
 
@@ -60,7 +60,7 @@ def compiled(reference: Tokenizer) -> CompiledBpe:
     tables = read_tables(json.loads(reference.to_str()))
     assert tables is not None
     assert (tables.characters >= 0).sum() > 50  # common characters are tokens
-    assert (tables.parted_at < MOST_MERGES).sum() > 3  # and some merges take a part of one
+    assert (np.array([tables.left_at, tables.right_at]) < MOST_MERGES).sum() > 3  # and some merges take a part of one
     return CompiledBpe(tables)
 
 
@@ -86,7 +86,7 @@ def test_any_text(reference: Tokenizer, compiled: CompiledBpe, texts: list[str])
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
     for text, row in zip(texts, rows(compiled, texts), strict=True):
         if row is None:
-            assert any(ord(letter) >= 0x30000 or letter in "ſﬅﬆ" for letter in text)
+            assert any(ord(letter) >= 0x30000 or letter == "ſ" for letter in text)
         else:
             assert row == reference.encode(text).ids
 
@@ -97,7 +97,10 @@ def test_much_chinese(reference: Tokenizer, compiled: CompiledBpe, monkeypatch: 
     assert rows(compiled, texts) == wanted
     monkeypatch.setattr(compiled_bpe, "PIECE", 1)
     assert rows(compiled, texts, threads=3) == wanted
-    assert rows(compiled, ["", "的", "", ""], threads=8) == [[], reference.encode("的").ids, [], []]
+    one = reference.encode("的").ids
+    assert rows(compiled, ["", "的", "", ""], threads=8) == [[], one, [], []]
+    assert rows(compiled, ["的", "的", "", ""], threads=2) == [one, one, [], []]
+    assert [len(part) for part in compiled.encode([])] == [0, 0, 0]
 
 
 def test_what_is_refused(reference: Tokenizer, compiled: CompiledBpe) -> None:
@@ -112,6 +115,28 @@ def test_what_is_refused(reference: Tokenizer, compiled: CompiledBpe) -> None:
         assert ids[ends[1] :].tolist() == reference.encode("的").ids
 
 
+VOCABULARY = json.loads(trained("llama3").to_str())["model"]["vocab"]
+B0, B1, B2 = "ä¸Ģ"  # the bytes of 一, as tokenizer.json writes them
+
+
+@pytest.mark.parametrize(
+    ("merges", "text"),
+    [
+        ([(B0, B1), ("y", B0 + B1), (B0 + B1, B2)], "y一"),  # y takes its beginning before it is whole
+        ([(B2, "y"), (B0, B1), (B0 + B1, B2)], "一y"),  # y takes its end
+        ([(B1, B2), (B0 + B1 + B2, "y"), ("y", "z"), (B0, B1 + B2)], "一yz"),  # z takes y before it is whole
+    ],
+)
+def test_a_character_that_is_not_whole_in_time_begins_as_bytes(merges: list[tuple[str, str]], text: str) -> None:
+    words = [*sorted(ByteLevel.alphabet()), *(a + b for a, b in merges)]
+    model = models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=merges)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizer("llama3")
+    tables = read_tables(json.loads(tokenizer.to_str()))
+    assert tables is not None
+    assert rows(CompiledBpe(tables), [text]) == [tokenizer.encode(text).ids]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -124,6 +149,9 @@ def test_what_is_refused(reference: Tokenizer, compiled: CompiledBpe) -> None:
         {"model": {"type": "Unigram"}},
         {"model": {"merges": [["a", "b"]]}},
         {"model": {"vocab": {"a": 0}}},
+        {"model": {"vocab": VOCABULARY | {"twice": 0}}},  # two words of one number
+        {"model": {"vocab": VOCABULARY | {"far": bpe_tables.MOST_WORDS}}},
+        {"model": {"merges": [["a", ""]]}},
     ],
 )
 def test_vocabularies_that_are_not_taken(reference: Tokenizer, change: dict[str, Any]) -> None:
@@ -131,6 +159,13 @@ def test_vocabularies_that_are_not_taken(reference: Tokenizer, change: dict[str,
     assert read_tables(value) is not None
     value["model"] |= change.get("model", {})
     assert read_tables(value | {key: new for key, new in change.items() if key != "model"}) is None
-    twice = json.loads(reference.to_str())
-    twice["model"]["merges"].append(twice["model"]["merges"][0])
+
+
+def test_merges_that_are_not_taken(reference: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = json.loads(reference.to_str())
+    twice = value | {"model": value["model"] | {"merges": [*value["model"]["merges"], value["model"]["merges"][0]]}}
     assert read_tables(twice) is None
+    monkeypatch.setattr(bpe_tables, "MOST_MERGES", len(value["model"]["merges"]))
+    assert read_tables(value) is not None
+    monkeypatch.setattr(bpe_tables, "MOST_MERGES", len(value["model"]["merges"]) - 1)
+    assert read_tables(value) is None

@@ -128,6 +128,7 @@ MIXED = [CHINESE, "English, and much of it. " * 30, "", "中" * 500, CHINESE + "
 
 def test_chinese_goes_to_the_compiled_encoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_encode, "COMPILED_AFTER", 1)
+    monkeypatch.setattr(fast_encode, "FIRST_BYTES", 1)
     encoder = Encoder.open(folder)
     texts = [text.encode() for text in MIXED]
     assert [is_chinese(text) for text in texts] == [True, False, False, True, True, False]
@@ -151,13 +152,15 @@ def test_chinese_goes_to_the_compiled_encoder(folder: Path, monkeypatch: pytest.
     assert gigatoken == [texts[1], texts[2], refused, texts[5], texts[1], texts[2], refused]
 
 
-def test_a_compiled_encoder_that_errs_is_not_used(
+def test_a_compiled_encoder_that_errs_makes_tokenizers_take_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Here it is not used yet, but another process may have used it."""
+
     def wrong(value: dict[str, Any]) -> Any:
         tables = bpe_tables.read_tables(value)
         assert tables is not None
-        return dataclasses.replace(tables, digits=1, byte_ids=np.roll(tables.byte_ids, 1))
+        return dataclasses.replace(tables, byte_ids=np.roll(tables.byte_ids, 1))
 
     monkeypatch.setattr(fast_encode, "COMPILED_AFTER", 1)
     monkeypatch.setattr(fast_encode, "read_tables", wrong)
@@ -165,8 +168,32 @@ def test_a_compiled_encoder_that_errs_is_not_used(
     with caplog.at_level(logging.WARNING, logger="pipeline"):
         ids, _ = encoder.encode_batch([CHINESE.encode()])
     assert ids.tolist() == encoder.reference_ids([CHINESE])[0]
-    assert "compiled BPE gave other ids than tokenizers" in caplog.text
-    assert encoder.engine == "gigatoken" and encoder._fast is not None and encoder._fast._compiled is None
+    assert "the fast encoder gave other ids than tokenizers" in caplog.text
+    assert (encoder.engine, encoder.differed) == ("tokenizers", 1)
+
+
+def test_what_is_refused_is_not_taken_for_compared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_encode, "COMPILED_AFTER", 1)
+    monkeypatch.setattr(fast_encode, "FIRST_BYTES", 2 * len(CHINESE.encode()))
+    monkeypatch.setattr(fast_encode, "CHECK_MAX", len(CHINESE.encode()))
+    encoder = Encoder.open(folder)
+    assert encoder._fast is not None
+    for text, compared in (("中" * 500, 0), (CHINESE * 2, 0), (CHINESE, 1), ("中" * 500, 1), (CHINESE, 2)):
+        assert encoder._fast._compiled is None
+        encoder.encode_batch([text.encode()])
+        assert encoder._fast._compared == compared * len(CHINESE.encode())
+    assert encoder._fast._compiled is not None
+
+
+def test_a_tokenizer_that_the_compiled_encoder_does_not_know(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[dict[str, Any]] = []
+    monkeypatch.setattr(fast_encode, "COMPILED_AFTER", 1)
+    monkeypatch.setattr(fast_encode, "read_tables", tried.append)
+    encoder = Encoder.open(folder)
+    for _ in range(3):
+        ids, _ = encoder.encode_batch([CHINESE.encode()])
+        assert ids.tolist() == encoder.reference_ids([CHINESE])[0]
+    assert (encoder.engine, len(tried)) == ("gigatoken", 1)
 
 
 def test_bad_folders(folder: Path, tmp_path: Path) -> None:
