@@ -82,7 +82,8 @@ def read_tables(tokenizer: dict[str, Any]) -> Tables | None:
         found = _merged([int(byte_ids[byte]) for byte in token], ranks, made)
         if found and found[1] < used.get(found[0], len(merges)):
             characters[ord(token.decode())], whole_at[ord(token.decode())] = found
-    return Tables(digits, byte_ids.astype(np.int32), characters, whole_at, *_taken_at(texts), pairs, made)
+    left_at, right_at = _taken_at(texts)
+    return Tables(digits, byte_ids.astype(np.int32), characters, whole_at, left_at, right_at, pairs, made)
 
 
 @lru_cache(maxsize=1)
