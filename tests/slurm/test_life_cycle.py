@@ -130,7 +130,6 @@ def test_a_rank_dies_and_a_ghost_writer_behind_a_cut_link_is_fenced_off(
     restarts = int(job.shown("Restarts"))
     dead.signal("KILL")
     until(lambda: int(job.shown("Restarts")) > restarts, "the requeue after a dead rank", PAUSE)
-    job.wait_for_start(2)
 
     # A node is cut off while its ranks are at work. Slurm believes that it is dead, and starts the job elsewhere.
     ghosts = [stop_rank(cluster, folder, 1, 20), found_rank(cluster, folder, 0)]
@@ -140,7 +139,6 @@ def test_a_rank_dies_and_a_ghost_writer_behind_a_cut_link_is_fenced_off(
     cluster.call("cut", lost)
     with ThreadPoolExecutor(1) as beside:
         unbroken_losses = beside.submit(unbroken, 2)  # while Slurm comes to believe it
-        job.wait_for_start(3)
         stop_rank(cluster, folder, 1, 30, host=other).signal("CONT")  # it is at work there; now the ghosts wake up
         straight = unbroken_losses.result()
     for ghost in ghosts:

@@ -132,16 +132,8 @@ class Job:
         return states[-1]
 
     def wait_for_start(self, number: int) -> None:
-        """Wait until its `number`-th start (from 1) is at work, but not the seconds that Slurm lets a requeued job wait
-        in, which are as many as a credential lasts: once it is pending it may begin."""
-
-        def begun() -> bool:
-            if f": start {number}, " in self.said():
-                return True
-            self.cluster.try_call("exec", "scontrol", "update", f"JobId={self.identity}", "StartTime=now")
-            return False
-
-        until(begun, f"start {number}\n{self.said()[-4000:]}", PAUSE)
+        """Wait until its `number`-th start (from 1) is at work."""
+        until(lambda: f": start {number}, " in self.said(), f"start {number}\n{self.said()[-4000:]}")
 
     def control(self, word: str) -> None:
         """scontrol WORD JOB"""
