@@ -26,10 +26,11 @@ MOST_WORDS, MOST_MERGES = 1 << 20, 1 << 21  # that fit into a slot of the table 
 _LONG_S = 0x017F  # is an s behind an apostrophe, as case does not count there
 
 _KEEPS = {LLAMA3: 3, QWEN2: 1}  # digits of a word
-_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # that byte-level BPE writes as themselves
+# Byte-level BPE writes each byte as a letter: these as themselves, the others from U+0100 on (Radford et al. 2019).
+_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _BYTES]
-_BYTE_OF = {chr(byte): byte for byte in _BYTES} | {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
-_TO_LATIN = str.maketrans({letter: chr(byte) for letter, byte in _BYTE_OF.items()})
+BYTE_OF = {chr(byte): byte for byte in _BYTES} | {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
+_TO_LATIN = str.maketrans({letter: chr(byte) for letter, byte in BYTE_OF.items()})
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_tables(tokenizer: dict[str, Any]) -> Tables | None:
     try:
         pairs = np.array([(written[a], written[b]) for a, b in merges], np.int32).reshape(-1, 2)
         made = np.array([written[a + b] for a, b in merges], np.int32)
-        byte_ids = np.array([written[letter] for letter, _ in sorted(_BYTE_OF.items(), key=lambda item: item[1])])
+        byte_ids = np.array([written[letter] for letter, _ in sorted(BYTE_OF.items(), key=lambda item: item[1])])
         texts = [(_bytes(a), _bytes(b)) for a, b in merges]
     except (KeyError, UnicodeEncodeError):
         return None

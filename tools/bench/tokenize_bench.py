@@ -212,14 +212,15 @@ def tiktoken(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     import tiktoken as library
     from tokenizers.pre_tokenizers import ByteLevel
 
+    from pipeline.tokens.bpe_tables import BYTE_OF
+
     value = json.loads(Path(settings["folder"], "tokenizer", "tokenizer.json").read_text(encoding="utf-8"))
     pattern = value["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
     special = {token["content"]: token["id"] for token in value["added_tokens"] if token["special"]}
-    letters = {letter: byte for byte, letter in enumerate(_letters())}
-    assert set(letters) == set(ByteLevel.alphabet())
+    assert set(BYTE_OF) == set(ByteLevel.alphabet())
     first = min(number for word, number in value["model"]["vocab"].items() if word not in special)
     ranks = {
-        bytes(letters[letter] for letter in word): number - first
+        bytes(BYTE_OF[letter] for letter in word): number - first
         for word, number in value["model"]["vocab"].items()
         if word not in special
     }
@@ -230,13 +231,6 @@ def tiktoken(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         return [[number + first for number in row] for row in rows]
 
     return _others(settings, encode, "tiktoken")
-
-
-def _letters() -> list[str]:
-    """The letter by which byte-level BPE writes each byte (Radford et al. 2019)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in shown]
-    return [chr(byte if byte in shown else 0x100 + others.index(byte)) for byte in range(256)]
 
 
 def _others(
