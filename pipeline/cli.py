@@ -17,6 +17,7 @@ from pipeline import __version__
 from pipeline.config import SHIPPED, load_recipe, shipped_recipes
 from pipeline.errors import EnvironmentFault, PipelineError, RecipeError, Stopped, UserError
 from pipeline.generate import generate
+from pipeline.memory import collect_garbage_seldom
 from pipeline.printable import one_line
 from pipeline.progress import log, start_logging
 from pipeline.recipe import Recipe
@@ -390,6 +391,7 @@ def _show_dry_run(recipe: Recipe, names: tuple[str, ...]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit status; people see a line, not a traceback, for what they can mend."""
+    collect_garbage_seldom()
     start_logging()
     warnings.simplefilter("ignore", FutureWarning)  # for those who maintain the libraries, not for those who train
     sys.exit(_status(arguments))

@@ -55,11 +55,12 @@ def run_stage(recipe: Recipe, name: str) -> Manifest:
         )
     logs = recipe.workdir / "logs"
     if ranks is not None and ranks.rank > 0:
+        run = load_stage(stage)  # seconds, in which rank 0 prepares the folder
         found = _wait_for_rank_0(recipe, name, launch_id(ranks))
         if found.manifest:
             return found.manifest
         with Follower(logs, name, launch_id(ranks)) as fence:
-            return load_stage(stage)(recipe, replace(found.work, fence=fence), Tracker())
+            return run(recipe, replace(found.work, fence=fence), Tracker())
     with full_disk_named(recipe), log_file(logs / f"{name}.log"), stop_on_signal(stage):
         if stage.trains and not stage.chooses and ranks is None:
             return _start_ranks(recipe, stage)
