@@ -42,18 +42,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         yield
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist: where two tests run at once (tools/test)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file stay on one worker, since they share what is made once; so do all that need the one cluster."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            return SLURM if nodeid.startswith(SLURM) else nodeid.split("::", 1)[0]
-
-    return ByFile(config, log)
-
-
 class AtOnce:
     """Says what failed, and what took long, when it happens: the summary never comes where the run is cut short."""
 
@@ -87,10 +75,19 @@ def tiny_recipe() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of the tiny recipe up to pretraining; tests that change it work on a copy."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    for stage in ("shard", "tokenizer", "tokenize", "pretrain"):
+def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the tiny recipe up to its tokens; tests that change it work on a copy."""
+    return _made(tmp_path_factory.mktemp("runs") / "tiny", "shard", "tokenizer", "tokenize")
+
+
+@pytest.fixture(scope="session")
+def tiny_trained(tiny_prepared: Path) -> Path:
+    """The same up to pretraining."""
+    return _made(tiny_prepared, "pretrain")
+
+
+def _made(workdir: Path, *stages: str) -> Path:
+    for stage in stages:
         done = run_pipeline(stage, TINY, f"workdir={workdir}")
         assert done.returncode == 0, done.stderr[-4000:]
     return workdir

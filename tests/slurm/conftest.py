@@ -1,4 +1,4 @@
-"""One virtual cluster of two nodes for all tests here; a prepared run to train on; what an unbroken training gives."""
+"""A virtual cluster of two nodes for the tests here (one a process of pytest-xdist), and what trainings on it need."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command import TINY, clean_environment, run_pipeline
-from virtual_cluster import PAUSE, SCRIPTS, STEPS, WORDS, Cluster, losses, missing, until
+from virtual_cluster import PAUSE, SCRIPTS, STEPS, WORDS, Cluster, Prepared, Unbroken, losses, missing, until
 
 HERE = Path(__file__).parent
-Unbroken = Callable[[int], dict[int, float]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,25 +71,25 @@ def quick_site(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tiny_trained: Path) -> Callable[[Path], Path]:
+def prepared(tiny_prepared: Path) -> Prepared:
     """prepared(PATH) makes a run folder there whose text, tokenizer and tokens are the tiny run's."""
 
     def copy(workdir: Path) -> Path:
         for folder in ("text", "tokenizer", "tokens"):
-            shutil.copytree(tiny_trained / folder, workdir / folder)
+            shutil.copytree(tiny_prepared / folder, workdir / folder)
         return workdir
 
     return copy
 
 
 @pytest.fixture(scope="session")
-def unbroken(prepared: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+def unbroken(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     """unbroken(RANKS): losses of STEPS steps on so many ranks of this machine, never interrupted."""
 
     @functools.cache
     def train(ranks: int) -> dict[int, float]:
         workdir = prepared(tmp_path_factory.mktemp("unbroken") / "tiny")
-        words = ("pretrain", TINY, f"workdir={workdir}", *WORDS, f"pretrain.ranks={ranks}")
+        words = ("pretrain", TINY, f"workdir={workdir}", *WORDS, f"pretrain.ranks={ranks}", "tracking.enabled=false")
         done = run_pipeline(*words, environment=clean_environment(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stderr[-4000:]
         found = losses(workdir / "checkpoints")

@@ -16,6 +16,9 @@ import sys
 def train(words: list[str]) -> None:
     """`pipeline WORDS…`, with ranks that stop."""
     from pipeline.cli import main
+    from pipeline.memory import collect_garbage_seldom
+
+    collect_garbage_seldom()  # as main does; the next line imports torch
     from pipeline.train.watchdog import Watchdog
 
     beat = Watchdog.beat

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from command import PROJECT, TINY
-from virtual_cluster import Cluster
+from virtual_cluster import Cluster, Prepared
 
 HEAD = r"""#!/usr/bin/env bash
 set -euo pipefail
@@ -31,9 +30,7 @@ LAUNCHES = {
 }
 
 
-def test_every_launcher_gives_the_same_losses(
-    cluster: Cluster, prepared: Callable[[Path], Path], tmp_path: Path
-) -> None:
+def test_every_launcher_gives_the_same_losses(cluster: Cluster, prepared: Prepared, tmp_path: Path) -> None:
     names = [name for name in LAUNCHES if name != "mpirun" or shutil.which("mpirun")]
     script = tmp_path / "launch.sh"
     lines = [HEAD.replace("PROGRAMS", str(Path(sys.executable).parent)).replace("TINY", str(TINY))]

@@ -21,10 +21,13 @@ CLUSTER = PROJECT / "tools" / "slurm_cluster"
 SCRIPTS = PROJECT / "slurm"
 HALTING = Path(__file__).with_name("halting.py")
 STEPS = 60  # of the trainings that are interrupted
+PATIENT = "preflight.wait_seconds=300"  # ranks on two busy cores may come a minute after each other
 WORDS = (f"pretrain.tokens={STEPS * 1024}", "pretrain.log_interval=5", "pretrain.validation_interval=20")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE"}
 PATIENCE = 400.0  # seconds; a busy machine is several times slower than a quiet one
 PAUSE = 0.5  # seconds between two questions to the controller: each starts five processes beside the ranks
+Prepared = Callable[[Path], Path]
+Unbroken = Callable[[int], dict[int, float]]
 
 
 def missing() -> str | None:
