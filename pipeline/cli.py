@@ -93,10 +93,15 @@ def recipes() -> None:
 @recipe_words
 @click.option("--comparisons", is_flag=True, help="Instead: the parallel steps of `shard` between reading and writing.")
 @click.option("--token-passes", is_flag=True, help="Instead: the parallel steps of `tokenize`.")
-def where(typed: str, words: tuple[str, ...], *, comparisons: bool, token_passes: bool) -> None:
+@click.option("--stages", "commands", is_flag=True, help="Instead: the commands that `run` is made of.")
+def where(typed: str, words: tuple[str, ...], *, comparisons: bool, token_passes: bool, commands: bool) -> None:
     """The folder of a recipe's run, for scripts."""
     recipe = load_typed(typed, words)
-    if comparisons or token_passes:
+    if commands:
+        from pipeline.stages import stages
+
+        click.echo("\n".join(dict.fromkeys(name.partition(".")[0] for name in stages(recipe))))
+    elif comparisons or token_passes:
         click.echo("\n".join(recipe.corpus.comparisons if comparisons else recipe.tokenize.passes))
     else:
         click.echo(recipe.workdir)

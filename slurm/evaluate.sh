@@ -13,7 +13,7 @@ set -euo pipefail
 script=$(scontrol show job "${SLURM_JOB_ID:?is not set; this is a job script: sbatch $0 …}" |
     awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')
 # shellcheck source=slurm/job.sh
-source "$(dirname "$script")/job.sh" "$@"
+source "$(dirname "$(realpath "$script")")/job.sh" "$@"
 
 work alone evaluate "$@"
 work alone report "$@"

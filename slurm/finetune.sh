@@ -17,15 +17,15 @@
 set -euo pipefail
 tasks=()
 share=()
-if [ "${1:-}" = --task ]; then
-    tasks=("${2:-}")
-    shift $(($# > 1 ? 2 : 1))
-fi
+case ${1:-} in
+    --task) tasks=("${2:-}") && shift $(($# > 1 ? 2 : 1)) ;;
+    --task=*) tasks=("${1#*=}") && shift ;;
+esac
 # sbatch runs a copy of this file; the others lie where it came from.
 script=$(scontrol show job "${SLURM_JOB_ID:?is not set; this is a job script: sbatch $0 …}" |
     awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')
 # shellcheck source=slurm/job.sh
-source "$(dirname "$script")/job.sh" "$@"
+source "$(dirname "$(realpath "$script")")/job.sh" "$@"
 
 if [ ${#tasks[@]} -eq 0 ]; then
     [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || share=(--task array)

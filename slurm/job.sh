@@ -9,18 +9,21 @@ slurm_folder=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 # shellcheck source=slurm/words.sh
 source "$slurm_folder/words.sh" "$@"
 start=${SLURM_RESTART_COUNT:-0}
-job=$SLURM_JOB_ID # as squeue shows it
+job=$SLURM_JOB_ID # as squeue shows it, and as scontrol is told: an element of an array may bear the whole array's number
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+export SLURM_EXPORT_ENV=ALL # what set_up has set reaches all tasks, whatever sbatch was told to leave out (--export)
 trap 'echo "the job was asked to end"' TERM # the shell outlives the step: it looks at how that ended
 
 set_up
 cd "$SLURM_SUBMIT_DIR" # paths in recipes are relative to the folder where sbatch was called
 find_python
 
-# One rank a GPU; without GPUs one a node, or as many as --ntasks-per-node or HEADWATER_RANKS_PER_NODE says. The cores
-# are divided among them.
+# Ranks of a node: what HEADWATER_RANKS_PER_NODE says, else --ntasks-per-node, else one a GPU, else one. The cores are
+# divided among them. A number that this job did not ask for comes from a session in which sbatch was called.
 nodes=$SLURM_JOB_NUM_NODES
-per_node=${HEADWATER_RANKS_PER_NODE:-${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}}
+asked=${SLURM_NTASKS_PER_NODE:-} given=${SLURM_TASKS_PER_NODE:-}
+[ "${given%%[(,]*}" = "$asked" ] || asked=
+per_node=${HEADWATER_RANKS_PER_NODE:-${asked:-${SLURM_GPUS_ON_NODE:-1}}}
 threads=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE > per_node ? SLURM_CPUS_ON_NODE / per_node : 1))}
 
 # Ranks meet on the first node; the port follows from the job's number, so that two jobs on a node do not collide.
@@ -44,7 +47,7 @@ count_starts() { # give up on a job that comes back for ever and gets nowhere
     here=$({ # changes with each checkpoint, each finished stage, each finished piece of preparation
         cd "$workdir"
         cat checkpoints/latest finetune/*/checkpoints/latest ./*/manifest.json finetune/*/manifest.json
-        find text tokens -type f ! -name '*.tmp*'
+        find text signals tokens evaluation -type f ! -name '*.tmp*'
     } 2>/dev/null | cksum) || true
     [ ! -e "$starts" ] || IFS=: read -r before count <"$starts"
     [ "$here" = "$before" ] || count=0
@@ -58,7 +61,9 @@ count_starts() { # give up on a job that comes back for ever and gets nowhere
 }
 
 alone() { # alone COMMAND…: a stage in one process on the first node, with all of its cores
-    srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" "${srun_options[@]}" \
+    # With --gpus=N the step would ask one node for the GPUs of all.
+    srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
+        ${SLURM_GPUS:+--gpus="$SLURM_GPUS_ON_NODE"} "${srun_options[@]}" \
         bash "$slurm_folder/rank.sh" "$ended" "${pipeline[@]}" "$@"
 }
 
@@ -106,31 +111,41 @@ look_at_nodes() { # look_at_nodes RECIPE …: before ranks on several nodes begi
         *) not_done ;;
     esac
     if [ "${exclude_bad:-no}" = no ] || [ -z "$bad" ]; then
-        say "fails: preflight found bad nodes; sbatch --exclude=${bad:-NODES}, or slurm/pretrain.sh --exclude-bad"
+        say "fails: preflight found bad nodes; sbatch --exclude=${bad:-NODES}${exclude_bad+, or slurm/pretrain.sh --exclude-bad}"
         exit 4
     fi
     say "goes to the queue to be started again without $bad"
-    before=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    before=$(insist scontrol --oneliner show job "$job" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
     [ "$before" = "(null)" ] || bad+=,$before
     # Nodes can be excluded from a waiting job only.
-    { unasked scontrol requeuehold "$SLURM_JOB_ID" || true; } &&
-        insist scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$bad" &&
-        insist scontrol release "$SLURM_JOB_ID" ||
-        say "is held in the queue: scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$bad; scontrol release $SLURM_JOB_ID"
+    { unasked scontrol requeuehold "$job" || true; } &&
+        insist scontrol update JobId="$job" ExcNodeList="$bad" &&
+        insist scontrol release "$job" ||
+        say "is held in the queue: scontrol update JobId=$job ExcNodeList=$bad; scontrol release $job"
     exit 75
 }
 
 unasked() { (trap '' TERM && "$@"); } # a requeue sends SIGTERM to all that this job runs, the command that asks for it too
 
-insist() { unasked "$@" || { sleep 0.5 && unasked "$@"; } || { sleep 2 && unasked "$@"; }; }
+insist() { # for a minute: the controller may be busy, or just be started anew
+    local pause
+    for pause in 0.5 2 7 20 30; do
+        if unasked "$@"; then return; fi
+        sleep "$pause"
+    done
+    unasked "$@"
+}
 
 start_again() { # to the queue, unless the job was cancelled or Slurm has requeued it already
     local shown
-    shown=$(insist scontrol --oneliner show job "$SLURM_JOB_ID") || say "the controller does not answer"
+    shown=$(insist scontrol --oneliner show job "$job") || {
+        say "the controller does not answer, so that the job cannot be requeued; sbatch of the same command continues"
+        exit "$status"
+    }
     case "$shown " in
         *" Restarts=$start "*" JobState=RUNNING "* | *" JobState=RUNNING "*" Restarts=$start "*)
             say "goes to the queue to be started again"
-            unasked scontrol requeue "$SLURM_JOB_ID" || say "cannot be requeued; sbatch of the same command continues"
+            insist scontrol requeue "$job" || say "cannot be requeued; sbatch of the same command continues"
             ;;
         *) say "ends: cancelled, preempted or requeued ($(grep -o 'JobState=[^ ]* Reason=[^ ]*' <<<"$shown"))" ;;
     esac

@@ -12,17 +12,19 @@
 #SBATCH --output=slurm-%x-%j.log    # what it says: the numbers of the jobs; %x: its name, %j: its number
 
 set -euo pipefail
-script=$0
-if [ -n "${SLURM_JOB_ID:-}" ]; then # a job runs a copy of this file; the others lie where it came from
-    script=$(scontrol show job "$SLURM_JOB_ID" |
-        awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')
+script=$(realpath "$0")
+as_job=no
+if [ ! -e "$(dirname "$script")/submit.sh" ]; then # a job runs a copy of this file; the others lie where it came from
+    as_job=yes
+    script=$(realpath "$(scontrol show job "$SLURM_JOB_ID" |
+        awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')")
 fi
 # shellcheck source=slurm/submit.sh
 source "$(dirname "$script")/submit.sh" "$@"
 
 submit_preparation
-submit pretrain.sh "${words[@]}" -- "${options[@]}"
-submit finetune.sh "${words[@]}" -- "${options[@]}"
+if has pretrain; then submit pretrain.sh "${words[@]}" -- "${options[@]}"; fi
+if has finetune; then submit finetune.sh "${words[@]}" -- "${options[@]}"; fi
 submit evaluate.sh "${words[@]}" -- "${one_node[@]}"
 submit stage.sh run "${words[@]}" -- --job-name=close "${one_node[@]}" # all is done: the report, the registry, the sum
 say_what_next

@@ -9,14 +9,17 @@
 #SBATCH --output=slurm-%x-%j.log    # what it says: the numbers of the jobs; %x: its name, %j: its number
 
 set -euo pipefail
-script=$0
-if [ -n "${SLURM_JOB_ID:-}" ]; then # a job runs a copy of this file; the others lie where it came from
-    script=$(scontrol show job "$SLURM_JOB_ID" |
-        awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')
+script=$(realpath "$0")
+as_job=no
+if [ ! -e "$(dirname "$script")/submit.sh" ]; then # a job runs a copy of this file; the others lie where it came from
+    as_job=yes
+    script=$(realpath "$(scontrol show job "$SLURM_JOB_ID" |
+        awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')")
 fi
 # shellcheck source=slurm/submit.sh
 source "$(dirname "$script")/submit.sh" "$@"
 
 one_node+=("${options[@]}")
 submit_preparation
+[ -n "$last" ] || fail "there is nothing to prepare for this recipe; slurm/pipeline.sh does the rest"
 say_what_next

@@ -28,7 +28,7 @@ fi
 script=$(scontrol show job "${SLURM_JOB_ID:?is not set; this is a job script: sbatch $0 …}" |
     awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')
 # shellcheck source=slurm/job.sh
-source "$(dirname "$script")/job.sh" "$@"
+source "$(dirname "$(realpath "$script")")/job.sh" "$@"
 
 look_at_nodes "$@"
 work on_all pretrain "$@"

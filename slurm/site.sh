@@ -26,7 +26,9 @@ set_up() {
 # By default .venv/ beside this folder, as tools/quickstart makes it; HEADWATER_PYTHON in the environment wins.
 # site_python=/shared/headwater/.venv/bin/python
 container=()                             # put before the command: (apptainer exec --nv --bind /shared /shared/hw.sif)
-srun_options=()                          # enroot with pyxis: (--container-image=/shared/hw.sqsh --container-mounts=/shared)
+# enroot with pyxis: (--container-image=/shared/hw.sqsh --container-mounts=/shared); only the stages run in it, so
+# site_python must also be the path of a Python with this package outside of it, on the nodes and where you submit.
+srun_options=()
 
 # --- care ----------------------------------------------------------------------------------------------------------
 preflight=yes                            # look at all nodes before ranks on several begin (seconds); no: do not

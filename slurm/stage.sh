@@ -24,7 +24,7 @@ done
 script=$(scontrol show job "${SLURM_JOB_ID:?is not set; this is a job script: sbatch $0 …}" |
     awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')
 # shellcheck source=slurm/job.sh
-source "$(dirname "$script")/job.sh" "$@"
+source "$(dirname "$(realpath "$script")")/job.sh" "$@"
 
 work alone "$command" "${options[@]}" "$@"
 done_with_it

@@ -18,6 +18,8 @@ site=${HEADWATER_SITE:-$slurm_folder/site.sh}
 # shellcheck source=slurm/site.sh
 source "$site"
 
+export PYTHONSAFEPATH=1 # a tokenize.py where sbatch was called is not Python's own (from Python 3.11 on)
+
 find_python() { # sets `python` and `pipeline`, the command
     python=${HEADWATER_PYTHON:-${site_python:-$(dirname "$slurm_folder")/.venv/bin/python}}
     pipeline=("${container[@]}" "$python" -m pipeline)

@@ -59,8 +59,8 @@ def read_run(recipe: Recipe) -> Found:
     jobs = read_jobs(logs)
     ids = {line["job"] for line in jobs if line.get("job")}
     ids |= {found[1] for path in logs.glob("slurm-*.starts") if (found := re.match(r"slurm-(\d+)\.", path.name))}
-    queue = jobs_in_queue(ids, recipe.workdir.absolute())
-    running = {job["id"] for job in queue or [] if job["state"] in RUNNING}
+    queue = jobs_in_queue(ids, recipe.workdir.resolve())
+    running = None if queue is None else {job["id"] for job in queue if job["state"] in RUNNING}
     return {
         "name": recipe.name,
         "workdir": str(recipe.workdir),
@@ -71,10 +71,10 @@ def read_run(recipe: Recipe) -> Found:
     }
 
 
-def read_stage(recipe: Recipe, stage: Stage, jobs: list[Found], running: Set[str] = frozenset()) -> Found:
+def read_stage(recipe: Recipe, stage: Stage, jobs: list[Found], running: Set[str] | None = None) -> Found:
     """One stage: its state in a word, why, the starts it had, and for training how far it is.
 
-    running: jobs that run in Slurm's queue.
+    running: jobs that run in Slurm's queue; None where none tells.
     state: `at work`, `done`, `stopped` (in order, resumable), `failed`, `killed`, `half done` or `not begun`.
     """
     folder, logs = recipe.workdir / stage.folder, recipe.workdir / "logs"

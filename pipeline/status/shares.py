@@ -14,11 +14,12 @@ Found = dict[str, Any]
 SHOWN = 8  # numbers of tasks, before the rest is counted
 
 
-def read_shares(logs: Path, stage: str, jobs: Sequence[Found], running: Set[str]) -> Found:
+def read_shares(logs: Path, stage: str, jobs: Sequence[Found], running: Set[str] | None) -> Found:
     """What the tasks of a stage's newest array are doing; empty when none began after the plain command did.
 
-    jobs: lines of logs/jobs.jsonl; running: jobs that run in Slurm's queue. A task that began and did not end is at
-    work if its job runs or, where no queue tells, if somebody holds the stage's lock; else it was killed.
+    jobs: lines of logs/jobs.jsonl; running: jobs that run in Slurm's queue, None where none tells. A task that began
+    and did not end is at work if its job runs or, where no queue tells, if somebody holds the stage's lock; else it
+    was killed.
     Returns {"at_work": names, "ended": names, "stopped": names, "failed": {name: why}, "killed": names, "last"}.
     """
     last: dict[str, Found] = {}
@@ -34,7 +35,7 @@ def read_shares(logs: Path, stage: str, jobs: Sequence[Found], running: Set[str]
     found: Found = {"at_work": [], "ended": [], "stopped": [], "failed": {}, "killed": [], "last": newest}
     for name, line in sorted(last.items(), key=lambda item: (len(item[0]), item[0])):
         if line["event"] == "start":
-            alive = line.get("job") in running if line.get("job") else held
+            alive = held if running is None or not line.get("job") else line["job"] in running
             found["at_work" if alive else "killed"].append(name)
         elif line.get("status") == Stopped.status:
             found["stopped"].append(name)

@@ -71,10 +71,14 @@ def _of_slurm(environment: Mapping[str, str]) -> tuple[float | None, str]:
     job, why = environment.get("SLURM_JOB_ID"), "the time limit of the Slurm job"
     if job is None:
         return None, why
+    if array := environment.get(
+        "SLURM_ARRAY_JOB_ID"
+    ):  # the last element bears the number of all, of which squeue tells
+        job = f"{array}_{environment.get('SLURM_ARRAY_TASK_ID', '')}"
     answer = _ask_squeue(job, environment)
     if answer is not None:
         return answer, why
-    end = environment.get("SLURM_JOB_END_TIME", "")  # seconds since 1970; Slurm 22.05 and later
+    end = environment.get("SLURM_JOB_END_TIME", "")  # seconds since 1970; not of Slurm 22.05
     left = float(end) - time.time() if end.isdecimal() else FOR_EVER
     return (left if left < FOR_EVER else None), why
 

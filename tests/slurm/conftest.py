@@ -32,7 +32,7 @@ def two_nodes() -> Iterator[Cluster]:
         os.chmod(folder, 0o755)  # munge refuses folders that are not open to all, as pytest's are
         made = Cluster(Path(folder) / "state")
         try:
-            made.call("up", "2", GRACE="30")
+            made.call("up", "2", GRACE="30", GPUS="2")
             yield made
         finally:
             made.call("down")

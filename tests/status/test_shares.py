@@ -43,6 +43,8 @@ def test_without_slurm_the_lock_tells(tmp_path: Path) -> None:
     assert read_shares(tmp_path, "shard", jobs, set())["killed"] == ["0"]
     with hold(tmp_path, "shard", shared=True):
         assert read_shares(tmp_path, "shard", jobs, set())["at_work"] == ["0"]
+        assert read_shares(tmp_path, "shard", [line("shard.task-0")], None)["at_work"] == ["0"]  # no queue to ask
+        assert read_shares(tmp_path, "shard", [line("shard.task-0")], set())["killed"] == ["0"]
 
 
 def test_the_plain_command_comes_after_its_tasks(tmp_path: Path) -> None:

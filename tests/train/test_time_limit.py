@@ -62,6 +62,16 @@ def test_without_an_answer_the_jobs_environment_counts(tmp_path: Path, answer: s
     assert left is not None and end - time.time() <= left <= 10_000
 
 
+def test_an_element_of_an_array_asks_for_its_own_time(tmp_path: Path) -> None:
+    """The last one bears the number of all, for which squeue has a line each."""
+    environment = squeue(tmp_path, "echo 1:00:00") | {"SLURM_JOB_ID": "70"}
+    assert time_left(None, environment)[0] is None
+    program = tmp_path / "squeue"
+    program.write_text(program.read_text().replace("= 77", "= 70_7"))
+    array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}
+    assert time_left(None, environment | array)[0] == 3600.0
+
+
 def test_without_squeue(tmp_path: Path) -> None:
     assert time_left(None, {"PATH": str(tmp_path), "SLURM_JOB_ID": "77"})[0] is None
 
