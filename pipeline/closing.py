@@ -33,7 +33,8 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
     tracked = recipe.tracking.enabled and not (recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
     run = shlex.join([typed, *settings])
     sft = next((name for name, task in recipe.finetune.items() if task.task == "sft"), None)
-    chat = f"--chat --task {sft}" if sft else '--prompt "def "'
+    prompt = next(iter(recipe.evaluate.prompts), "def ")
+    chat = f"--chat --task {sft}" if sft else f"--prompt {shlex.quote(prompt)}"
     lines += [
         "",
         "Try next:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,12 +91,13 @@ def _model_directory(typed: str, words: Sequence[str], task: str | None, chat: b
     if "=" not in typed and "/" in typed and not Path(typed).exists():
         raise DataError(f"{typed}: no such recipe, and no such folder with a model")
     recipe = load_typed(typed, words)
+    run = shlex.join([typed, *(word for word in words if word.startswith(("workdir=", "name=")))])
     if task is None and chat:
         task = next((name for name, settings in recipe.finetune.items() if settings.task == "sft"), None)
     if task is None:
-        found, stage = recipe.workdir / "model", f"export {typed}"
+        found, stage = recipe.workdir / "model", f"export {run}"
     elif task in recipe.finetune:
-        found, stage = recipe.workdir / "finetune" / task / "model", f"finetune {typed} --task {task}"
+        found, stage = recipe.workdir / "finetune" / task / "model", f"finetune {run} --task {task}"
     else:
         raise RecipeError(f"--task {task}: the recipe's tasks are {', '.join(recipe.finetune) or '(none)'}")
     if not found.is_dir():

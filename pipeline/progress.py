@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline.files import disk_errors
+
 log = logging.getLogger("pipeline")
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -54,9 +56,13 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Also append messages, with date and time, to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path, encoding="utf-8")
+    """Also append messages, with date and time, to `path`.
+
+    Raises: EnvironmentFault when it cannot be written: in a run's folder it is the first file that is.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

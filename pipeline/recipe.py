@@ -173,11 +173,28 @@ class Recipe(Section):
                 f"pretrain.seq_len ({self.pretrain.seq_len}) is longer than model.max_seq_len "
                 f"({self.model.max_seq_len}); raise the latter or lower the former"
             )
+        for phase in self.pretrain.phases:
+            if phase.seq_len and phase.seq_len > self.model.max_seq_len:
+                raise ValueError(
+                    f"pretrain.phases: seq_len ({phase.seq_len}) is longer than model.max_seq_len "
+                    f"({self.model.max_seq_len}); raise the latter or lower the former"
+                )
         for name, task in self.finetune.items():
             if task.base is None and task.seq_len > self.model.max_seq_len:
                 raise ValueError(
                     f"finetune.{name}.seq_len ({task.seq_len}) is longer than model.max_seq_len "
                     f"({self.model.max_seq_len}), and its base is that model; lower the former"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_weigh_sources(self) -> Recipe:
+        """Of tokens that another run made, only the tokens can tell (train/phases.py)."""
+        known = [one.name for one in (*self.corpus.sources, *self.tokenize.imports)]
+        for phase in self.pretrain.phases if known and not self.pretrain.tokens_from else ():
+            if unknown := sorted(set(phase.weights or {}) - set(known)):
+                raise ValueError(
+                    f"pretrain.phases: weights of {', '.join(unknown)}: no such source; there are {', '.join(known)}"
                 )
         return self
 

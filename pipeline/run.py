@@ -266,7 +266,9 @@ def full_disk_named(recipe: Recipe) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        free = shutil.disk_usage(recipe.workdir).free
+        folder = recipe.workdir.absolute()
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(there).free
         if free >= NO_ROOM and not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise
         raise EnvironmentFault(

@@ -195,6 +195,8 @@ def _trainings(recipe: Recipe, task: str | None) -> tuple[str, ...]:
 @_dry_run
 def evaluate(typed: str, words: tuple[str, ...], *, against: str | None, harness: str | None, dry_run: bool) -> None:
     """Numbers on held-out data, beside baselines; with --against beside another model."""
+    if against is None:
+        typed, words = _as_recipe(typed, words)
     if harness is not None:
         tasks = f"evaluate.harness.tasks={json.dumps(harness.split(','))}"
         _run_stages(typed, (*words, tasks), lambda recipe: ("harness",), dry_run)
@@ -220,6 +222,14 @@ def _compare(ours: Path, theirs: Path) -> None:
     if (ours / RECIPE).is_file():
         recipe = load_recipe(str(ours / RECIPE)).model_copy(update={"workdir": ours})
         log_comparison(recipe, file_of(ours, theirs), comparison_numbers(result))
+
+
+def _as_recipe(typed: str, words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """A run's folder as the recipe that is kept in it, which may have been moved with it."""
+    from pipeline.run import RECIPE
+
+    kept = Path(typed) / RECIPE
+    return (str(kept), (f"workdir={typed}", *words)) if kept.is_file() else (typed, words)
 
 
 def _run_folder(typed: str, words: Sequence[str]) -> Path:

@@ -40,7 +40,9 @@ def test_the_sum_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert lines[2].endswith(f" s   {recipe.workdir / 'text'}")
     assert "  pretrained: 1.500 bits per byte (xz -9 1.600)" in lines
     # Quoted for a shell; settings that say where the run lies, and no others.
-    assert any(line.endswith("""generate mine.yaml 'workdir=a run' --prompt "def \"""") for line in lines)
+    assert any(line.endswith("generate mine.yaml 'workdir=a run' --prompt 'def '") for line in lines)
+    tried = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"prompts": ("今天", "the")})})
+    assert any(line.endswith("--prompt '今天'") for line in closing_lines(tried, {"shard": made}, "mine.yaml", words))
     assert any("mlflow ui --backend-store-uri sqlite:///" in line for line in lines)
     assert lines[-1] == f"Report: {recipe.workdir / 'report.html'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://elsewhere")

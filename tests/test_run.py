@@ -110,6 +110,14 @@ def test_what_later_stages_lack_is_named_before_the_first(recipe: Recipe, words:
     assert not (recipe.workdir / "text").exists()
 
 
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="no folder here refuses everybody")
+def test_a_folder_that_cannot_be_written_is_named(pipeline: Pipeline, tiny_recipe: Path) -> None:
+    done = pipeline("shard", tiny_recipe, "workdir=/sys/kernel/headwater")
+    assert done.returncode == EnvironmentFault.status
+    assert "/sys/kernel/headwater/logs/shard.log: not writable" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_base_that_an_earlier_task_will_make_is_not_missed(recipe: Recipe) -> None:
     base = recipe.workdir / "finetune" / "a" / "model"
     task = f"{{task: classify, data: docstring_packages, base: {base}}}"

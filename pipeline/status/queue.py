@@ -34,6 +34,8 @@ def jobs_in_queue(ids: set[str], workdir: Path) -> list[dict[str, Any]] | None:
         log.warning("squeue: %s", " ".join(str(error).split())[:200])
         return None
     if answer.returncode:
+        if not ids:  # Slurm's commands are here, but no cluster; the run has never asked for one
+            return None
         said = answer.stderr.strip().splitlines() or [f"ended with {answer.returncode}"]
         log.warning("squeue: %s", said[0].removeprefix("squeue: error: "))
         return None

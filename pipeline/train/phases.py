@@ -119,10 +119,5 @@ def _check(recipe: Recipe, data: TokenData) -> None:
             raise RecipeError(
                 f"pretrain.phases: weights of {', '.join(unknown)}: no such source; there are {', '.join(sources)}"
             )
-        if phase.seq_len and phase.seq_len > recipe.model.max_seq_len:
-            raise RecipeError(
-                f"pretrain.phases: seq_len ({phase.seq_len}) is longer than model.max_seq_len "
-                f"({recipe.model.max_seq_len}); raise the latter or lower the former"
-            )
     if settings.documents == "mask" and recipe.model.architecture != "transformer":
         raise RecipeError(f"pretrain.documents=mask needs attention; model.architecture is {recipe.model.architecture}")

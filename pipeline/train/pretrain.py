@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cluster.ranks import ALONE, Ranks, read_ranks
-from pipeline.corpus.mix import Plan, mix_plan, tell_plan
+from pipeline.corpus.mix import Plan, mix_plan, mix_weights, tell_plan
 from pipeline.files import TEMPORARY, disk_errors, sync_directory, write_json
 from pipeline.manifest import Manifest, Work
 from pipeline.model.build import build_model, flops_per_token, parameter_count, rows_of_embedding
@@ -64,7 +64,7 @@ def _run(recipe: Recipe, work: Work, tracker: Tracker, ranks: Ranks, data: Token
         )
         if first.stream.padding:
             log.info(f"pretrain: documents are packed; {first.stream.padding:.3%} of the places in windows are padding")
-    mix = planned_mix(plan, data)
+    mix = planned_mix(recipe, plan, data)
     if ranks.first:
         tell_plan("pretrain", mix)
     padding = plan[0].stream.padding
@@ -108,8 +108,9 @@ def _run(recipe: Recipe, work: Work, tracker: Tracker, ranks: Ranks, data: Token
     )
 
 
-def planned_mix(plan: Sequence[PlannedPhase], data: TokenData) -> Plan:
-    """What all phases together see of each source: documents, bytes, tokens, share of what is seen, epochs."""
+def planned_mix(recipe: Recipe, plan: Sequence[PlannedPhase], data: TokenData) -> Plan:
+    """What all phases together see of each source: documents, bytes, tokens, share of what is seen, epochs; beside it
+    the source's weight before later phases."""
     seen = dict.fromkeys(plan[0].stream.counts, 0)
     for phase in plan:
         used = phase.stream.used((phase.end - phase.first) * phase.global_batch)
@@ -123,8 +124,12 @@ def planned_mix(plan: Sequence[PlannedPhase], data: TokenData) -> Plan:
         }
         for name in seen
     }
-    weights = {name: seen[name] / size["tokens"] for name, size in sizes.items()}
-    return mix_plan(sizes, weights, "tokens", sum(seen.values()))
+    found = mix_plan(
+        sizes, {name: seen[name] / size["tokens"] for name, size in sizes.items()}, "tokens", sum(seen.values())
+    )
+    for name, weight in mix_weights(recipe, {name: size["tokens"] for name, size in sizes.items()}).items():
+        found[name]["weight"] = weight
+    return found
 
 
 class PretrainTask:

@@ -78,6 +78,12 @@ def test_a_second_run_skips_every_stage_and_says_why(tiny_run: Path, tiny_recipe
         ("pretrain.log_interval=3", STAGES),  # decides nothing that is made
     ],
 )
+def test_a_folder_of_a_run_stands_for_its_recipe(tiny_copy: Path, pipeline: Pipeline) -> None:
+    done = pipeline("evaluate", tiny_copy)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate             skipped: made on" in done.stderr
+
+
 def test_a_changed_key_reruns_what_depends_on_it_and_nothing_else(
     tiny_run: Path, tiny_recipe: Path, pipeline: Pipeline, word: str, unchanged: tuple[str, ...]
 ) -> None:
@@ -158,6 +164,9 @@ def test_the_report_is_one_file_without_scripts(tiny_run: Path) -> None:
 
 
 def test_manifests_form_one_chain(tiny_run: Path) -> None:
+    (source,) = manifests.load(tiny_run / "checkpoints").counts["mix"].values()
+    assert source["weight"] == 1
+    assert source["epochs"] < 1
     def inputs(folder: str) -> dict[str, str]:
         return dict(json.loads((tiny_run / folder / "manifest.json").read_text(encoding="utf-8"))["inputs"])
 

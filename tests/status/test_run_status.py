@@ -16,10 +16,12 @@ from command import PROJECT, Pipeline, clean_environment
 from pipeline.config import load_recipe, save_recipe
 from pipeline.files import write_json
 from pipeline.owner import Identity, Lease, lease_path
+from pipeline.progress import start_logging
 from pipeline.recipe import Recipe
 from pipeline.stage_state import prepare, status
 from pipeline.stages import stages
 from pipeline.status import read
+from pipeline.status.queue import jobs_in_queue
 from pipeline.status.read import open_run, read_run
 from pipeline.status.show import lines
 
@@ -157,6 +159,21 @@ def test_a_holder_on_another_machine_is_judged_by_its_last_sign_of_life(recipe: 
         lease = Lease(1, "x", Identity("node3", 5, "another"), renewed=time.time() - age)
         lease_path(logs, "pretrain").write_bytes(lease.encode())
         assert pretrain_of(recipe)["state"] == state
+
+
+@pytest.mark.parametrize("job", ["", "17"])
+def test_a_queue_that_does_not_answer_is_told_where_jobs_were(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job: str
+) -> None:
+    queue = tmp_path / "bin" / "squeue"
+    queue.parent.mkdir()
+    queue.write_text("#!/bin/sh\necho 'squeue: error: Unknown host' >&2\nexit 1\n", encoding="utf-8")
+    queue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{queue.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("pipeline.status.queue.SECONDS", 300.0)
+    start_logging()
+    assert jobs_in_queue({job} if job else set(), recipe.workdir) is None
+    assert ("Unknown host" in capsys.readouterr().err) == bool(job)
 
 
 def test_the_queue_shows_the_jobs_of_this_run(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,19 @@ def test_the_driver_goes_on_into_an_added_phase(tmp_path: Path) -> None:
         recipe_in(tmp_path, phases=PHASES[::-1])
 
 
+def test_phases_are_checked_with_the_recipe(tmp_path: Path) -> None:
+    """Before text and tokens are made, which may take days."""
+    sources = [{"name": name, "type": "text", "path": "x"} for name in "ab"]
+    for phase, problem in (
+        ({"from_tokens": 300, "weights": {"c": 1.0}}, r"weights of c: no such source; there are a, b"),
+        ({"from_tokens": 300, "seq_len": 100_000}, r"pretrain.phases: seq_len \(100000\) is longer than"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            Recipe.model_validate(
+                {"workdir": tmp_path, "corpus": {"sources": sources}, "pretrain": {"tokens": 1024, "phases": [phase]}}
+            )
+
+
 # --- documents -----------------------------------------------------------------------------------------------------
 
 
