@@ -100,12 +100,21 @@ Places = dict[Key, str]  # where each key was set: "demo.yaml:12", or the comman
 
 
 class _NumberLoader(yaml.SafeLoader):
-    """As in YAML 1.2, `1e9` is a number; `yes`, `no`, `on` and `off` are words (`compile: no`; Norwegian)."""
+    """As in YAML 1.2, `1e9` is a number; `yes`, `no`, `on` and `off` are words (`compile: no`; Norwegian), and so are
+    dates (`name: 2026-01-01`)."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way)
-        letter: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+        letter: [
+            (tag, pattern)
+            for tag, pattern in found
+            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+        ]
         for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """At once to its depth: PyYAML then refuses a value that holds itself (`&a [*a]`), which has no end to walk."""
+        return super().construct_object(node, deep=True)
 
 
 _NumberLoader.add_implicit_resolver(
@@ -118,6 +127,11 @@ _NumberLoader.add_implicit_resolver(
 )
 
 
+# Besides its own errors, PyYAML raises these for a number of 5,000 digits, `!!timestamp 2024-13-45` or `!!bool x`, and
+# for what is nested too deeply.
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
     if path.resolve() in seen:
         raise RecipeError(f"{path}: `base` leads back to the same file")
@@ -127,7 +141,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
         content = yaml.load(text, Loader=_NumberLoader)  # a SafeLoader: plain values only
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise RecipeError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         content = {}
@@ -167,7 +181,8 @@ def _places(node: yaml.Node | None, path: Path, key: Key) -> Iterator[tuple[Key,
 def _value(word: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=_NumberLoader)
-    except yaml.YAMLError:
+    except _UNREADABLE:
+        word = word if len(word) <= 200 else word[:200] + "…"
         raise RecipeError(f"'{word}': the value is not valid YAML; quote it, as in 'key=\"…\"'") from None
 
 
@@ -212,11 +227,11 @@ def _explain(error: ValidationError, places: Places) -> str:
     details = error.errors(include_url=False)
     # An unknown key explains most other errors (a misspelt required key is "missing" too): name it first.
     detail = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
-    key = _without_tags(detail["loc"])
+    key, _ = _known(detail["loc"])
     place = _place(key, places)
-    dotted = ".".join(map(str, key)) or "the recipe"
+    dotted = ".".join(map(str, key))
     if detail["type"] == "extra_forbidden":
-        choices = _fields(detail["loc"][:-1])
+        _, choices = _known(detail["loc"][:-1])
         hint = _nearest(str(key[-1]), choices)
         return f"{place}: unknown key '{dotted}'{hint or '; known here: ' + ', '.join(sorted(choices))}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -230,7 +245,7 @@ def _explain(error: ValidationError, places: Places) -> str:
     if detail["type"] == "literal_error" and isinstance(given, str):
         expected = str(detail["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         hint = _nearest(given, expected)
-    return f"{place}: {dotted}{shown}: {message}{hint}"
+    return f"{place}: {dotted}{shown}: {message}{hint}" if key else f"{place}: {message}"
 
 
 _PASSWORD = re.compile(r"\S*\w://[^/\s:@]*:[^/\s]+@\S*")  # a URL with one
@@ -255,28 +270,26 @@ def _place(key: Key, places: Places) -> str:
     return next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), "the recipe")
 
 
-_TAGS = {"python_docs", "text", "jsonl", "parquet", "huggingface"}  # pydantic puts a union's tag into the path
+def _known(loc: tuple[str | int, ...]) -> tuple[Key, list[str]]:
+    """A place as the recipe writes it, and the names of the keys that are known there.
 
-
-def _without_tags(loc: tuple[str | int, ...]) -> Key:
-    return tuple(
-        part for index, part in enumerate(loc) if not (part in _TAGS and index and isinstance(loc[index - 1], int))
-    )
-
-
-def _fields(loc: tuple[str | int, ...]) -> list[str]:
-    """Names of the keys that are known at a place in the recipe."""
+    pydantic puts a union's tag (`csv`) into the path of an error too, which is no key; the schema tells them apart.
+    """
     schema = Recipe.model_json_schema()
     node: dict[str, Any] = schema
+    key: list[str | int] = []
     for part in loc:
         node = _resolve(schema, node)
-        if "oneOf" in node and part in _TAGS:
-            node = {"$ref": node["discriminator"]["mapping"][part]}
-        elif isinstance(part, int):
+        tags = node.get("discriminator", {}).get("mapping", {})
+        if part in tags:
+            node = {"$ref": tags[part]}
+            continue
+        key.append(part)
+        if isinstance(part, int):
             node = node.get("items", {})
         else:
             node = node.get("properties", {}).get(part) or _additional(node)
-    return list(_resolve(schema, node).get("properties", {}))
+    return tuple(key), list(_resolve(schema, node).get("properties", {}))
 
 
 def _additional(node: dict[str, Any]) -> dict[str, Any]:

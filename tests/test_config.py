@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import find_deepspeed_config, load_recipe, save_recipe, shipped_recipes
 from pipeline.errors import RecipeError
+from pipeline.recipe import Source, SourceBase
 
 
 def write(folder: Path, text: str, name: str = "r.yaml") -> str:
@@ -91,6 +93,13 @@ def test_entries_of_a_list_are_reached_by_number(tmp_path: Path) -> None:
             "two sources are named 'a'",
         ),
         ("seed: 1\nseed: 2\n", (), "r.yaml:2: key 'seed' is given twice"),
+        ("model: &a [*a]\n", (), "r.yaml: not valid YAML: found unconstructable recursive node"),
+        ("name: !!timestamp 2024-13-45\n", (), "r.yaml: not valid YAML: month must be in 1..12"),
+        ("", ("model=&a [*a]",), "'model=&a [*a]': the value is not valid YAML"),
+        ("", ("name=!!timestamp 2024-13-45",), "'name=!!timestamp 2024-13-45': the value is not valid YAML"),
+        ("", ("name=!!bool x",), "'name=!!bool x': the value is not valid YAML"),
+        ("pretrain: {gradient_clip: .inf}\n", (), "r.yaml:1: pretrain.gradient_clip = inf: Input should be a finite"),
+        ("", ("pretrain.optimizer.learning_rate=.nan",), "pretrain.optimizer.learning_rate = nan: Input should be"),
         ("- a\n", (), "must be a mapping of keys to values"),
         ("a: [\n", (), "not valid YAML"),
         ("base: r.yaml\n", (), "leads back to the same file"),
@@ -104,6 +113,36 @@ def test_entries_of_a_list_are_reached_by_number(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: tuple[str, ...], expected: str) -> None:
     assert expected in refused(write(tmp_path, text), *words)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [("9" * 5000, "Exceeds the limit"), ("[" * 3000 + "]" * 3000, "recursion")], ids=["long", "deep"]
+)
+def test_what_cannot_be_read_is_refused_in_one_short_line(tmp_path: Path, value: str, why: str) -> None:
+    told = refused(write(tmp_path, f"seed: {value}\n"))
+    assert "r.yaml: not valid YAML" in told and why in told
+    told = refused(write(tmp_path, ""), f"seed={value}")
+    assert told.startswith(f"'seed={value[:100]}") and "…': the value is not valid YAML" in told
+    assert len(told) < 300
+
+
+def test_an_error_of_the_whole_recipe_names_it_once(tmp_path: Path) -> None:
+    told = refused(write(tmp_path, "finetune: {manifest: {task: sft, train_files: x}}\n"))
+    assert told.startswith("the recipe: finetune.manifest: evaluation/manifest.json")
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(Source)[0]))
+def test_a_misspelt_key_is_named_in_every_type_of_source(tmp_path: Path, kind: type[SourceBase]) -> None:
+    (tag,) = get_args(kind.model_fields["type"].annotation)
+    path = write(tmp_path, f"corpus:\n  sources:\n    - {{name: a, type: {tag}, langage: en}}\n")
+    told = refused(path)
+    assert "r.yaml:3: unknown key 'corpus.sources.0.langage'; did you mean 'language'?" in told
+
+
+def test_a_date_is_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: 2026-01-01\n")
+    assert load_recipe(path).name == "2026-01-01"
+    assert load_recipe(path, ["name=2024-13-45"]).name == "2024-13-45"
 
 
 @pytest.mark.parametrize(

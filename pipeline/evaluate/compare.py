@@ -34,7 +34,7 @@ def compare_runs(ours: Path, theirs: Path) -> Found:
     """Compare two runs that were evaluated, and keep the result in `comparisons/<theirs>.json` of ours.
 
     Returns: part of the evaluation → `examples` (or documents) in both, and metric → ours, theirs, difference,
-    interval (95%, of the difference), p (two-sided).
+    interval (95%, of the difference), p (two-sided); these two are None where one example is in both.
     Raises: DataError when one has no evaluation, or they have no held-out example in common.
     """
     mine, others = (_parts(folder) for folder in (ours, theirs))
@@ -73,9 +73,13 @@ def comparison_numbers(result: Mapping[str, Any]) -> dict[str, float]:
     for name, part in result["parts"].items():
         for metric, row in part.items():
             if isinstance(row, Mapping):
-                low, high = row["interval"] or (math.nan, math.nan)
+                low, high = row["interval"] or (None, None)
                 numbers = {"difference": row["difference"], "low": low, "high": high, "p": row["p"]}
-                found |= {f"{name}/{metric}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
+                found |= {
+                    f"{name}/{metric}/{key}": value
+                    for key, value in numbers.items()
+                    if value is not None and math.isfinite(value)
+                }
     return found
 
 
@@ -86,10 +90,11 @@ def comparison_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"{name} ({part['examples']:,} in both)")
         for metric, row in part.items():
             if isinstance(row, Mapping):
-                low, high = row["interval"] or (math.nan, math.nan)
+                sure = "[{:+.4f}, {:+.4f}]".format(*row["interval"]) if row["interval"] else "–"
+                p = "–" if row["p"] is None else f"{row['p']:.3f}"
                 lines.append(
                     f"  {metric:<14} {row['ours']:>9.4f} {row['theirs']:>9.4f}  {row['difference']:>+9.4f} "
-                    f"[{low:+.4f}, {high:+.4f}]  p {row['p']:.3f}"
+                    f"{sure}  p {p}"
                 )
     return lines
 
@@ -151,7 +156,7 @@ def _text(pairs: Pairs) -> Found:
         gap = ScoreDifference(metric, references, *answers)
         ours, theirs = gap.both
         sure = interval(gap, range(len(pairs)), vectorized=False)
-        found[name] = _row(ours, theirs, sure, float(p))
+        found[name] = _row(ours, theirs, sure, float(p) if sure else None)  # of one example, neither
     return found
 
 
@@ -233,7 +238,7 @@ def _mean_gap(ours: Any, theirs: Any, axis: int = -1) -> Any:
     return np.mean(ours - theirs, axis=axis)
 
 
-def _row(ours: float, theirs: float, sure: list[float] | None, p: float) -> Found:
+def _row(ours: float, theirs: float, sure: list[float] | None, p: float | None) -> Found:
     return {"ours": ours, "theirs": theirs, "difference": ours - theirs, "interval": sure, "p": p}
 
 

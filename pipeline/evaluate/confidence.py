@@ -58,14 +58,16 @@ def interval(statistic: Statistic, *columns: Column, vectorized: bool = True) ->
     return [float(found.low), float(found.high)]
 
 
-def paired_p(statistic: Statistic, ours: Column, theirs: Column, vectorized: bool = True) -> float:
-    """The two-sided p-value of a difference between two models on the same examples.
+def paired_p(statistic: Statistic, ours: Column, theirs: Column, vectorized: bool = True) -> float | None:
+    """The two-sided p-value of a difference between two models on the same examples; None for a single one.
 
     Args: statistic, the difference, of both columns; ours and theirs, a value an example each. With few examples all
     swaps are tried, and p is exact.
     """
     from scipy.stats import permutation_test
 
+    if len(ours) < 2:
+        return None
     found = permutation_test(
         (np.asarray(ours), np.asarray(theirs)),
         statistic,

@@ -24,7 +24,8 @@ def no_effect(default: Any, **constraints: Any) -> Any:
 class Section(BaseModel):
     """Base of every part of a recipe: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # No setting has a use for infinity or NaN: they would end in a traceback where they are first counted with.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def settings(self) -> dict[str, Any]:
         """The values that decide what a stage makes, as plain JSON types."""

@@ -167,6 +167,7 @@ def test_manifests_form_one_chain(tiny_run: Path) -> None:
     (source,) = manifests.load(tiny_run / "checkpoints").counts["mix"].values()
     assert source["weight"] == 1
     assert source["epochs"] < 1
+
     def inputs(folder: str) -> dict[str, str]:
         return dict(json.loads((tiny_run / folder / "manifest.json").read_text(encoding="utf-8"))["inputs"])
 

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 
 from pipeline.cli import main
 from pipeline.errors import DataError
-from pipeline.evaluate.compare import compare_runs, comparison_lines
+from pipeline.evaluate.compare import compare_runs, comparison_lines, comparison_numbers
 from pipeline.evaluate.records import text_hash, write_records
 
 
@@ -85,6 +85,27 @@ def test_classes(tmp_path: Path) -> None:
     assert (found["accuracy"]["ours"], found["accuracy"]["theirs"]) == (1.0, pytest.approx(4 / 6))
     assert found["accuracy"]["p"] == pytest.approx(0.5)  # McNemar's exact test of 2 against 0
     assert found["macro_f1"]["theirs"] == f1_score(labels, wrong, average="macro")
+
+
+@pytest.mark.parametrize(
+    ("row", "change"),
+    [
+        (costs([1.0])[0], {"nats": 2.0}),
+        ({"prompt": "p", "reference": "the cat sat", "finetuned": "the cat sat"}, {"finetuned": "a dog"}),
+        ({"text": "t", "label": "y", "predicted": "y"}, {"predicted": "n"}),
+        ({"text": "t", "label": '["y"]', "predicted": ["y"]}, {"predicted": ["n"]}),
+        ({"text": "t", "label": "1.0", "predicted": 1.0}, {"predicted": 2.0}),
+    ],
+    ids=["language", "text", "classes", "labels", "numbers"],
+)
+def test_of_one_pair_only_the_difference_is_told(tmp_path: Path, row: dict[str, Any], change: dict[str, Any]) -> None:
+    ours, theirs = write(tmp_path / "a", "x", [row]), write(tmp_path / "b", "x", [row | change])
+    result = compare_runs(ours, theirs)
+    rows = [row for row in result["parts"]["x"].values() if isinstance(row, dict)]
+    assert rows and all((row["interval"], row["p"]) == (None, None) for row in rows)
+    assert "NaN" not in (ours / "comparisons/b.json").read_text()
+    assert all(name.endswith("/difference") for name in comparison_numbers(result))
+    assert all(line.endswith(" –  p –") for line in comparison_lines(result)[2:])
 
 
 def test_nothing_in_common_and_no_evaluation_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
