@@ -70,6 +70,12 @@ def test_a_second_run_skips_every_stage_and_says_why(tiny_run: Path, tiny_recipe
     assert fingerprints(tiny_run) == before
 
 
+def test_a_folder_of_a_run_stands_for_its_recipe(tiny_copy: Path, pipeline: Pipeline) -> None:
+    done = pipeline("evaluate", tiny_copy)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate             skipped: made on" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("word", "unchanged"),
     [
@@ -78,12 +84,6 @@ def test_a_second_run_skips_every_stage_and_says_why(tiny_run: Path, tiny_recipe
         ("pretrain.log_interval=3", STAGES),  # decides nothing that is made
     ],
 )
-def test_a_folder_of_a_run_stands_for_its_recipe(tiny_copy: Path, pipeline: Pipeline) -> None:
-    done = pipeline("evaluate", tiny_copy)
-    assert done.returncode == 0, done.stderr
-    assert "evaluate             skipped: made on" in done.stderr
-
-
 def test_a_changed_key_reruns_what_depends_on_it_and_nothing_else(
     tiny_run: Path, tiny_recipe: Path, pipeline: Pipeline, word: str, unchanged: tuple[str, ...]
 ) -> None:
