@@ -48,7 +48,7 @@ def test_a_stage_that_lacks_its_input_says_what_makes_it(capsys: pytest.CaptureF
     assert "which stage shard makes; run `pipeline shard` first" in err
     status, _, err = call(capsys, "generate", "demo", f"workdir={tmp_path}", "--prompt", "x")
     assert status == 2
-    assert "`pipeline export demo` makes it" in err
+    assert f"`pipeline export demo workdir={tmp_path}` makes it" in err
 
 
 def test_help_shows_every_command_with_examples(pipeline: Pipeline) -> None:
