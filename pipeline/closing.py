@@ -15,6 +15,7 @@ from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
 from pipeline.status.show import size
+from pipeline.typed import typed_again
 
 
 def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: Sequence[str]) -> list[str]:
@@ -28,10 +29,9 @@ def closing_lines(recipe: Recipe, made: dict[str, Manifest], typed: str, words: 
         folder, made_in = workdir / found[name].folder, f"{round(manifest.seconds)} s"
         lines.append(f"  {name:<20} {size(manifest.total_bytes()):>9} {made_in:>8}   {folder}")
     lines += ["", "How good it is, on held-out data:", *quality_lines(recipe)]
-    settings = [word for word in words if word.startswith(("workdir=", "name="))]
     store = os.path.relpath(workdir.parent / "mlflow.db")
     tracked = recipe.tracking.enabled and not (recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
-    run = shlex.join([typed, *settings])
+    run = typed_again(typed, words)
     sft = next((name for name, task in recipe.finetune.items() if task.task == "sft"), None)
     prompt = next(iter(recipe.evaluate.prompts), "def ")
     chat = f"--chat --task {sft}" if sft else f"--prompt {shlex.quote(prompt)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from pipeline.errors import DataError, RecipeError
-from pipeline.typed import load_typed
+from pipeline.typed import load_typed, typed_again
 
 EXAMPLES = """
 \b
@@ -91,7 +90,7 @@ def _model_directory(typed: str, words: Sequence[str], task: str | None, chat: b
     if "=" not in typed and "/" in typed and not Path(typed).exists():
         raise DataError(f"{typed}: no such recipe, and no such folder with a model")
     recipe = load_typed(typed, words)
-    run = shlex.join([typed, *(word for word in words if word.startswith(("workdir=", "name=")))])
+    run = typed_again(typed, words)
     if task is None and chat:
         task = next((name for name, settings in recipe.finetune.items() if settings.task == "sft"), None)
     if task is None:

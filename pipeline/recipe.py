@@ -191,11 +191,8 @@ class Recipe(Section):
     def _phases_weigh_sources(self) -> Recipe:
         """Of tokens that another run made, only the tokens can tell (train/phases.py)."""
         known = [one.name for one in (*self.corpus.sources, *self.tokenize.imports)]
-        for phase in self.pretrain.phases if known and not self.pretrain.tokens_from else ():
-            if unknown := sorted(set(phase.weights or {}) - set(known)):
-                raise ValueError(
-                    f"pretrain.phases: weights of {', '.join(unknown)}: no such source; there are {', '.join(known)}"
-                )
+        if known and not self.pretrain.tokens_from and (wrong := self.pretrain.wrong_weights(known)):
+            raise ValueError(wrong)
         return self
 
     @model_validator(mode="after")

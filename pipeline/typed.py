@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from pipeline.config import load_recipe
@@ -19,3 +20,8 @@ def load_typed(typed: str, words: Sequence[str]) -> Recipe:
         if word.startswith("-"):
             raise RecipeError(f"'{word}': settings are written key=value, with no dashes")
     return load_recipe(typed, words)
+
+
+def typed_again(typed: str, words: Sequence[str]) -> str:
+    """The recipe and those of its words that say where the run lies, quoted for a shell: for commands to try next."""
+    return shlex.join([typed, *(word for word in words if word.startswith(("workdir=", "name=")))])

@@ -13,9 +13,7 @@
 
 set -euo pipefail
 script=$(realpath "$0")
-as_job=no
 if [ ! -e "$(dirname "$script")/submit.sh" ]; then # a job runs a copy of this file; the others lie where it came from
-    as_job=yes
     script=$(realpath "$(scontrol show job "$SLURM_JOB_ID" |
         awk '!n && sub(/^ *Command=/, "") {sub(/\.sh( .*)?$/, ".sh"); print; n = 1}')")
 fi

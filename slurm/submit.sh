@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
-# What submits chains of jobs, on the login node or in a job of its own (`as_job`): source submit.sh "$@". Sets `options`
-# (of sbatch, for jobs that train), `after` (what the chain waits for) and `words` (RECIPE KEY=VALUE …), and defines
-# `submit`.
+# What submits chains of jobs, on the login node or in a job of its own: source submit.sh "$@", with the path of the
+# script that people know in `script`. Sets `options` (of sbatch, for jobs that train), `after` (what the chain waits
+# for) and `words` (RECIPE KEY=VALUE …), and defines `submit`.
 
 set -euo pipefail
 slurm_folder=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
@@ -16,7 +16,7 @@ words=("$@")
 source "$slurm_folder/words.sh" "$@"
 command -v sbatch >/dev/null || fail "no sbatch here; this is for the login node of a cluster (or tools/slurm_cluster exec …)"
 
-if [ "$as_job" = yes ]; then # `sbatch slurm/pipeline.sh`: what sbatch was given is meant for the jobs that train
+if [ "$script" != "$(realpath "$0")" ]; then # a copy, by `sbatch slurm/pipeline.sh`: what sbatch was given is meant for the jobs that train
     : "${SLURM_GPUS_PER_NODE:=${SLURM_GPUS_ON_NODE:-}}" # of --gres and --gpus only this is known
     options+=(--nodes="$SLURM_JOB_NUM_NODES" --time="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%l)")
     for pair in ntasks-per-node:SLURM_NTASKS_PER_NODE cpus-per-task:SLURM_CPUS_PER_TASK \

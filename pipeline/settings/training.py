@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -177,6 +178,15 @@ class PretrainSettings(TrainingBase):
     """Checksums of token tars: once a host, behind the training; `always`: at each start, before a tar is used."""
     bad_shards: Literal["fail", "skip"] = no_effect("fail")
     """A token tar that is missing or damaged ends the run, or every rank leaves its windows out from then on."""
+
+    def wrong_weights(self, sources: Collection[str]) -> str:
+        """What is wrong with the phases where these are the sources; empty when nothing is."""
+        for phase in self.phases:
+            if unknown := sorted(set(phase.weights or {}) - set(sources)):
+                return (
+                    f"pretrain.phases: weights of {', '.join(unknown)}: no such source; there are {', '.join(sources)}"
+                )
+        return ""
 
     @model_validator(mode="after")
     def _phases_in_order(self) -> PretrainSettings:

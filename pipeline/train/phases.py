@@ -113,11 +113,7 @@ def _passes(used: int, count: int) -> int:
 def _check(recipe: Recipe, data: TokenData) -> None:
     """What only the tokens can tell. Raises: RecipeError."""
     settings = recipe.pretrain
-    sources = data.sources("train")
-    for phase in settings.phases:
-        if unknown := sorted(set(phase.weights or {}) - set(sources)):
-            raise RecipeError(
-                f"pretrain.phases: weights of {', '.join(unknown)}: no such source; there are {', '.join(sources)}"
-            )
+    if wrong := settings.wrong_weights(data.sources("train")):
+        raise RecipeError(wrong)
     if settings.documents == "mask" and recipe.model.architecture != "transformer":
         raise RecipeError(f"pretrain.documents=mask needs attention; model.architecture is {recipe.model.architecture}")
